@@ -1,0 +1,1 @@
+"""The aggregator: stores evidence, correlates it into incidents, judges them, and says what to do. Start with pipeline.py."""

@@ -1,0 +1,281 @@
+"""The nouns of the aggregator: frozen values without I/O, shared by every layer above.
+
+Times are integer microseconds since the epoch (`…_us`), UTC. PCI addresses are `dddd:bb:dd.f` in lower case. Wire messages are
+turned into these at the edge (`aggregator.wire`) and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+Scalar = str | int | float | bool | None
+
+
+class Severity(StrEnum):
+    """How bad it is, worst first in `SEVERITY_ORDER`."""
+
+    CRITICAL = "critical"  # GPU or node unusable, or data at risk, until reset, reboot or repair
+    WARNING = "warning"  # work lost or degraded: follow up
+    INFO = "info"  # worth a record
+    OK = "ok"  # no fault
+
+
+SEVERITY_ORDER: Mapping[Severity, int] = {
+    Severity.CRITICAL: 3,
+    Severity.WARNING: 2,
+    Severity.INFO: 1,
+    Severity.OK: 0,
+}
+
+
+class FaultClass(StrEnum):
+    """Where the fault lies."""
+
+    HARDWARE = "hardware"
+    SOFTWARE = "software"
+    APPLICATION = "application"
+    DRIVER = "driver"
+    THERMAL = "thermal"
+    NVLINK = "nvlink"
+    PCIE = "pcie"
+    MEMORY = "memory"
+    UNKNOWN = "unknown"
+    NONE = "none"
+
+
+class Action(StrEnum):
+    """What to do with the node: the enum that operators know."""
+
+    CORDON = "cordon"
+    DRAIN = "drain"
+    TAINT = "taint"
+    REBOOT = "reboot"
+    NONE = "none"
+
+
+class Resolution(StrEnum):
+    """What to actually do."""
+
+    NONE = "none"
+    RESTART_APP = "restart_app"
+    FIX_APP = "fix_app"
+    RESET_GPU = "reset_gpu"
+    REBOOT = "reboot"
+    POWER_CYCLE = "power_cycle"
+    CORDON = "cordon"
+    DRAIN = "drain"
+    RMA = "rma"
+    RUN_DIAG = "run_diag"
+    CHECK_MECHANICALS = "check_mechanicals"
+    UPDATE_DRIVER = "update_driver"
+    UPDATE_FIRMWARE = "update_firmware"
+    CONTACT_SUPPORT = "contact_support"
+    INVESTIGATE = "investigate"
+    MONITOR = "monitor"
+    CONFIG_CHANGE = "config_change"
+
+
+class Phase(StrEnum):
+    """Whether a fact has a duration."""
+
+    POINT = "point"
+    BEGAN = "began"
+    ENDED = "ended"
+
+
+class Trust(StrEnum):
+    """Who could have written an item: only hardware-class items lower a severity floor or support an executed action."""
+
+    HARDWARE = "hardware"  # the agent, the kernel
+    CLUSTER = "cluster"  # API server, Prometheus
+    TENANT = "tenant"  # pod logs, names, labels, userspace writes to the kernel log
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU's names, as far as they are known. Two describe the same device when any known name is equal."""
+
+    uuid: str | None = None
+    pci: str | None = None
+    serial: str | None = None
+    minor: int | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Who held a GPU. Names are set by tenants."""
+
+    namespace: str = ""
+    pod: str = ""
+    pod_uid: str = ""
+    container: str = ""
+    pid: int | None = None
+    slurm_job: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceKey:
+    """What makes a fact one fact: re-sending it changes nothing."""
+
+    node: str
+    source: str
+    epoch: str
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.node}/{self.source}/{self.epoch}/{self.seq}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One fact about one node, as stored."""
+
+    key: EvidenceKey
+    kind: str
+    occurred_us: int
+    phase: Phase = Phase.POINT
+    gpu: Gpu | None = None
+    mig: str | None = None  # "I" or "I/C": GPU instance, compute instance
+    boot_id: str = ""
+    detail: str = ""  # one line for a person
+    text: str | None = None  # a kernel line or captured text, verbatim: what rules read
+    facility: int = 0  # syslog facility of text; other than 0 was written by userspace
+    level: int | None = None  # syslog level of text
+    monotonic_us: int | None = None  # kernel time of text
+    values: Mapping[str, Scalar] = field(default_factory=dict)  # typed body: see wire.py for the names
+    workloads: tuple[Workload, ...] = ()
+    simulated: bool = False
+    replayed: bool = False  # an earlier store acknowledged it: rebuild quietly
+    time_estimated: bool = False
+    stored_us: int = 0
+
+    @property
+    def id(self) -> str:
+        """What assessments cite."""
+        return str(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What one piece of evidence, or one line of a pasted log, means: the unit that rules judge."""
+
+    id: str  # evidence id, with "#n" when one fact holds several signals
+    kind: str  # xid, sxid, gpu_fallen_off_bus …: DESIGN §5
+    code: int | None = None  # XID or SXid number
+    node: str = ""
+    pci: str | None = None
+    gpu_uuid: str | None = None
+    mig: str | None = None
+    at_us: int | None = None  # None when the text has no time
+    order: int = 0  # position in its input: breaks ties, and orders text without times
+    line: int | None = None  # line number in a pasted log, from 1
+    raw: str = ""  # the words it was read from
+    source: str = ""  # kmsg, nvml, …: two witnesses of one fault differ in it
+    boot_id: str = ""
+    phase: Phase = Phase.POINT
+    trust: Trust = Trust.HARDWARE
+    attributes: Mapping[str, Scalar] = field(default_factory=dict)  # what the grammar read: see rules/kinds.py
+    count: int = 1  # how many identical reports it stands for
+    simulated: bool = False
+    replayed: bool = False
+
+    @property
+    def name(self) -> str:
+        """For people: "xid 79", "gpu_fallen_off_bus"."""
+        return self.kind if self.code is None else f"{self.kind} {self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the rule engine says about a set of signals. Severity, class, action, resolutions and confidence are judged apart."""
+
+    severity: Severity
+    fault_class: FaultClass
+    action: Action
+    resolutions: tuple[Resolution, ...]
+    root_cause: str
+    summary: str
+    confidence: float
+    citations: tuple[str, ...]  # signal ids
+    rule_ids: tuple[str, ...]
+    recurrence_advice: str = ""
+    open_questions: tuple[str, ...] = ()
+    do_not: tuple[str, ...] = ()
+    next_steps: tuple[str, ...] = ()
+    rules_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an incident is about."""
+
+    kind: str  # gpu, node, nvlink_peers, fleet
+    node: str
+    pci: str | None = None
+    gpu_uuid: str | None = None
+
+
+class IncidentState(StrEnum):
+    """Where an incident stands. History stays in either."""
+
+    OPEN = "open"
+    RESOLVED = "resolved"
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Signals about one subject in one window, in their order of events."""
+
+    id: str  # deterministic: replayed facts rebuild the same incident
+    subject: Subject
+    nodes: tuple[str, ...]
+    signals: tuple[Signal, ...]
+    state: IncidentState
+    opened_us: int  # first fact
+    updated_us: int  # last fact
+    resolved_us: int | None = None
+    resolved_because: str = ""  # recovered, quiet
+    quiet: bool = False  # rebuilt from replayed facts: publish nothing anew
+    held_until_us: int | None = None  # a planned state: pages and actions wait
+    held_because: str = ""
+
+    @property
+    def simulated(self) -> bool:
+        """True when any fact comes from a simulated driver: such an incident is never acted on."""
+        return any(signal.simulated for signal in self.signals)
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """A verdict on an incident, published; a later revision replaces it."""
+
+    id: str  # incident id and revision
+    incident_id: str
+    node: str
+    revision: int
+    created_us: int
+    verdict: Verdict
+    origin: str = "rules"  # rules or llm
+    degraded_reason: str = ""
+
+
+def normalise_pci(text: str) -> str | None:
+    """Any common form of a PCI address as `dddd:bb:dd.f` in lower case; None when it is none.
+
+    Accepts 8-digit domains (`00000000:3A:00.0`), a missing function (`0000:3a:00`) and a missing domain (`3a:00.0`).
+    """
+    head, dot, function = text.strip().lower().partition(".")
+    parts = head.split(":")
+    if len(parts) == 2:
+        parts = ["0", *parts]
+    try:
+        domain, bus, device = (int(part, 16) for part in parts)
+        number = int(function, 16) if dot else 0
+    except ValueError:
+        return None
+    if domain > 0xFFFFFFFF or bus > 0xFF or device > 0xFF or number > 0xF:
+        return None
+    return f"{domain:04x}:{bus:02x}:{device:02x}.{number:x}"

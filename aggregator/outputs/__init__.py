@@ -1,0 +1,1 @@
+"""Where assessments go: one file per output. An output fails alone and says so."""
