@@ -1,0 +1,1 @@
+"""The rule engine: reads what lines mean, judges sets of signals. Pure: no I/O beyond its own packaged data."""
