@@ -495,6 +495,8 @@ class Incident(_message.Message):
     ASSESSMENT_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
+    HELD_UNTIL_FIELD_NUMBER: _builtins.int
+    HELD_BECAUSE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Deterministic: the same facts give the same id."""
     node: _builtins.str
@@ -506,7 +508,9 @@ class Incident(_message.Message):
     resolved_because: _builtins.str
     """Why it was resolved: recovered, quiet."""
     simulated: _builtins.bool
-    """True when every fact comes from a simulated driver."""
+    """True when a fact comes from a simulated driver."""
+    held_because: _builtins.str
+    """The planned state, for example "driver upgrade"."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Every node that is part of it."""
@@ -535,6 +539,10 @@ class Incident(_message.Message):
     def timeline(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEntry]:
         """Facts in their order."""
 
+    @_builtins.property
+    def held_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when pages and actions wait because of a planned state; absent when they do not."""
+
     def __init__(
         self,
         *,
@@ -551,10 +559,12 @@ class Incident(_message.Message):
         assessment: Global___Assessment | None = ...,
         timeline: _abc.Iterable[Global___TimelineEntry] | None = ...,
         simulated: _builtins.bool = ...,
+        held_until: _timestamp_pb2.Timestamp | None = ...,
+        held_because: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "gpu", b"gpu", "opened_at", b"opened_at", "resolved_at", b"resolved_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "gpu", b"gpu", "held_until", b"held_until", "opened_at", b"opened_at", "resolved_at", b"resolved_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "gpu", b"gpu", "id", b"id", "node", b"node", "nodes", b"nodes", "opened_at", b"opened_at", "resolved_at", b"resolved_at", "resolved_because", b"resolved_because", "simulated", b"simulated", "state", b"state", "subject_kind", b"subject_kind", "timeline", b"timeline", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "gpu", b"gpu", "held_because", b"held_because", "held_until", b"held_until", "id", b"id", "node", b"node", "nodes", b"nodes", "opened_at", b"opened_at", "resolved_at", b"resolved_at", "resolved_because", b"resolved_because", "simulated", b"simulated", "state", b"state", "subject_kind", b"subject_kind", "timeline", b"timeline", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

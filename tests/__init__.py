@@ -1,0 +1,1 @@
+"""Tests, in folders by behaviour. Nothing of ours is patched: they drive real processes, files, sockets and protocols."""
