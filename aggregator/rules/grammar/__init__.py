@@ -1,0 +1,1 @@
+"""Grammars: one file per driver or subsystem; each turns its lines into signals."""
