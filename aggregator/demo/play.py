@@ -108,7 +108,8 @@ def compare(scenario: Scenario, incidents: list[sentinel_pb2.Incident], nodes: d
         if not candidates:
             problems.append(f"no incident on {expected.node}")
         elif all(differences):
-            problems.append(f"{expected.node}: " + "; ".join(min(differences, key=lambda found: len(found))))
+            closest = min(differences, key=len)
+            problems.append(f"{expected.node}: " + "; ".join(closest))
     alerting = [incident for incident in incidents if _alerts(incident)]
     if len(alerting) != scenario.alerts:
         names = ", ".join(f"{incident.node} {incident.assessment.severity}" for incident in alerting) or "none"
