@@ -78,7 +78,9 @@ _ALL = (
             "rpc_function": "119: function number the driver waited for (no XID)",
             "rpc_name": "119: its name",
             "timeout_seconds": "119: how long it waited",
-            "recovery_action": "154: none, gpu_reset, node_reboot, drain_p2p, drain_and_reset, recover_imex, bus_reset, system_reboot, unknown",
+            "instance": "119: the driver's own number of the GPU, as in GPU4",
+            "recovery_action": "154: none, gpu_reset, node_reboot, drain_p2p, drain_and_reset, recover_imex, bus_reset, "
+            "system_reboot, unknown",
             "recovery_action_before": "154: what it was before",
             "recovery_text": "154: the action as printed",
             "link": "74, 144-150: NVLink number; -1 when the driver names none",
@@ -110,14 +112,34 @@ _ALL = (
             "link": "switch port; absent when the report names none",
             "text": "the switch driver's words",
             "switch": "nvidia-nvswitchN, or the physical id in fabricmanager.log",
+            "words": "error, warning or info: the worst word in the text",
+            "reporter": "fabric_manager when read from its log",
+        },
+    ),
+    Kind(
+        "sxid_detail",
+        _L,
+        "A Severity or Data line that describes the SXid `code`: no event of its own.",
+        {
+            "switch": "nvidia-nvswitchN",
             "severity": "number in the Severity line",
             "engine_instance": "number in the Severity line",
             "data": "the Data line's registers",
-            "reporter": "fabric_manager when read from its log",
         },
     ),
     Kind("xid_malformed", _O, "A kernel line starts like an XID and is not one: kept, never counted as an XID."),
     # --- GPU presence, start and reset
+    Kind(
+        "gpu_identity",
+        _G,
+        "The text names a GPU: which UUID, serial number or minor belongs to which address. No event.",
+        {
+            "serial": "board serial",
+            "minor": "N of /dev/nvidiaN",
+            "index": "nvidia-smi's number",
+            "model": "product name",
+        },
+    ),
     Kind(
         "gpu_fallen_off_bus",
         _G,

@@ -1,0 +1,112 @@
+"""What a grammar is given and what it gives back: a message freed of its log's dress, and the readings found in it.
+
+A grammar is a function from one `Line` to readings, with the lower-case words one of which every line it could read contains:
+the cheap check that runs before any regular expression. Grammars keep no state; what needs several lines (a record cut in
+pieces, a table) is put together by the reader first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from aggregator.model import Phase, Scalar, normalise_pci
+
+# A GPU address as any part of the stack prints it: 4 or 8 digit domain, function optional.
+PCI = r"(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}(?:\.[0-9A-Fa-f])?"
+# An address that cannot be taken for a time of day: with its domain.
+FULL_PCI = r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}(?:\.[0-9A-Fa-f])?"
+UUID = r"GPU-[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+
+_ANY_PCI = re.compile(FULL_PCI)
+_ANY_UUID = re.compile(UUID)
+_ERROR = re.compile(
+    r"fatal|fail|error|panic|lost|timed? ?out|uncorrect|unable|cannot|invalid|halt|exception|corrupt|fallen off", re.I
+)
+_WARNING = re.compile(r"warn|retry|retri|degraded|exceed|unexpected|pending|correct|limit|disabl", re.I)
+
+
+class Origin(Enum):
+    """Who wrote a line, as far as its log says."""
+
+    KERNEL = "kernel"
+    USERSPACE = "userspace"  # written into the kernel log by a process: proves nothing
+    PROGRAM = "program"  # a program's own log
+    UNKNOWN = "unknown"  # pasted without a prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One message without its log's prefix."""
+
+    text: str
+    origin: Origin = Origin.UNKNOWN
+    at_us: int | None = None  # wall time
+    uptime_us: int | None = None  # kernel time
+    host: str = ""
+    program: str = ""  # whose log, for Origin.PROGRAM
+    facility: int = 0
+    level: int | None = None
+    repeated: int = 1
+    indent: int = 0  # blanks before text: tables need them
+    boot_id: str = ""
+
+    @property
+    def stamped(self) -> bool:
+        """True when its log marked it as a line of its own: never a continuation of the one before."""
+        return self.origin is not Origin.UNKNOWN or self.at_us is not None or self.uptime_us is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A signal before it has an identity: what one line says."""
+
+    kind: str
+    attributes: Mapping[str, Scalar] = field(default_factory=dict)
+    code: int | None = None
+    pci: str | None = None
+    gpu_uuid: str | None = None
+    mig: str | None = None
+    phase: Phase = Phase.POINT
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """One family of messages. `kernel` grammars are asked only about lines that the kernel may have written."""
+
+    name: str
+    words: tuple[str, ...]
+    read: Callable[[Line], Iterable[Reading]]
+    kernel: bool = True
+
+
+def pci_in(text: str) -> str | None:
+    """The first PCI address with a domain in a text, normalised."""
+    found = _ANY_PCI.search(text)
+    return normalise_pci(found[0]) if found else None
+
+
+def uuid_in(text: str) -> str | None:
+    """The first GPU UUID in a text; lower case after the prefix."""
+    found = _ANY_UUID.search(text)
+    return normalise_uuid(found[0]) if found else None
+
+
+def normalise_uuid(text: str) -> str:
+    """`GPU-` and the UUID in lower case, as NVML prints it."""
+    return "GPU-" + text[4:].lower()
+
+
+def present(**attributes: Scalar) -> dict[str, Scalar]:
+    """Attributes without those that are None or empty: absent is not zero."""
+    return {name: value for name, value in attributes.items() if value is not None and value != ""}
+
+
+def worst_word(text: str) -> str:
+    """What a line whose meaning is unknown says about itself: error, warning or info."""
+    if _ERROR.search(text):
+        return "error"
+    return "warning" if _WARNING.search(text) else "info"

@@ -1,0 +1,167 @@
+"""Turns evidence into signals: the one place that knows what a kernel line or a typed fact says.
+
+Text goes through the grammars; facts that a collector has already typed pass through with their values as attributes. A line
+that userspace wrote into the kernel log gives a `userspace_kernel_line` of tenant trust and nothing else, whatever it claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from aggregator.model import Evidence, Scalar, Signal, Trust
+from aggregator.rules import formats, records
+from aggregator.rules.grammar import GRAMMARS
+from aggregator.rules.grammar.reading import Grammar, Line, Origin, Reading
+from aggregator.rules.grammar.xid_text import recovery_action
+
+_WORDS: tuple[tuple[str, Grammar], ...] = tuple((word, grammar) for grammar in GRAMMARS for word in grammar.words)
+_TENANT_KINDS = frozenset(("userspace_kernel_line", "secondhand_xid", "cuda_error", "nccl_error"))
+_XID_EVENT = 8  # nvmlEventTypeXidCriticalError
+_RECOVERY_ACTIONS = (
+    "none",
+    "gpu_reset",
+    "node_reboot",
+    "drain_p2p",
+    "drain_and_reset",
+    "recover_imex",
+    "bus_reset",
+    "system_reboot",
+)  # NVML field 230, by value
+_TEXT_KINDS = frozenset(("kernel_line", "previous_boot_line"))
+
+
+def read(evidence: Evidence) -> tuple[Signal, ...]:
+    """The signals of one stored fact, in the order they stand in it; ids are the evidence's, with `#n` from the second on."""
+    readings = _of_text(evidence) if evidence.text is not None else [_typed(evidence)]
+    return tuple(_signal(evidence, reading, number) for number, reading in enumerate(readings, start=1))
+
+
+def candidates(lowered: str) -> list[Grammar]:
+    """The grammars that could have something to say about a lower-case line: the cheap check before any parsing."""
+    found: list[Grammar] = []
+    for word, grammar in _WORDS:
+        if word in lowered and grammar not in found:
+            found.append(grammar)
+    return found
+
+
+def readings_of(line: Line, grammars: Iterable[Grammar]) -> list[Reading]:
+    """What the given grammars read in a line; kernel grammars are not asked about a program's words."""
+    if line.origin is Origin.USERSPACE:
+        return _forged(line, grammars)
+    asked = (grammar for grammar in grammars if not grammar.kernel or line.origin is not Origin.PROGRAM)
+    readings = [reading for grammar in asked for reading in grammar.read(line)]
+    if line.repeated > 1:
+        return [replace(reading, count=reading.count * line.repeated) for reading in readings]
+    return readings
+
+
+def trust_of(kind: str) -> Trust:
+    """Words of programs and forged kernel lines are a tenant's; everything else here comes from the kernel or the agent."""
+    return Trust.TENANT if kind in _TENANT_KINDS else Trust.HARDWARE
+
+
+def _forged(line: Line, grammars: Iterable[Grammar]) -> list[Reading]:
+    claims = readings_of(replace(line, origin=Origin.KERNEL), grammars)
+    if not claims:
+        return []
+    first = claims[0]
+    name = first.kind if first.code is None else f"{first.kind} {first.code}"
+    return [Reading("userspace_kernel_line", {"claims": name, "facility": line.facility}, count=first.count)]
+
+
+def _of_text(evidence: Evidence) -> list[Reading]:
+    """A record's readings; its embedded newlines are part of one message or separate messages, as the record shows."""
+    text = evidence.text or ""
+    readings = [reading for message in records.messages(text) for reading in _message(evidence, message)]
+    if evidence.kind == "kernel_storm":
+        return [_storm(evidence, readings), *readings]
+    if evidence.kind == "previous_boot_line":
+        readings = readings or [Reading("previous_boot_line", {"text": text})]
+        return [replace(reading, attributes={**reading.attributes, "previous_boot": True}) for reading in readings]
+    return readings if evidence.kind in _TEXT_KINDS or readings else [_typed(evidence)]
+
+
+def _message(evidence: Evidence, message: str) -> list[Reading]:
+    grammars = candidates(message.lower())
+    if not grammars:
+        return []
+    if evidence.kind == "previous_boot_line":  # pstore and journal files keep their prefixes
+        line = formats.parse(message)
+        line = replace(line, origin=Origin.KERNEL) if line.origin is Origin.UNKNOWN else line
+    else:
+        origin = Origin.KERNEL if evidence.facility == 0 else Origin.USERSPACE
+        line = Line(message.strip(), origin, facility=evidence.facility, level=evidence.level)
+    return readings_of(line, grammars)
+
+
+def _storm(evidence: Evidence, last: list[Reading]) -> Reading:
+    attributes: dict[str, Scalar] = dict(evidence.values)
+    if last:
+        attributes |= {"last_kind": last[0].kind} | ({"last_code": last[0].code} if last[0].code is not None else {})
+    return Reading("kernel_storm", attributes, count=_count(evidence.values, "suppressed_count"))
+
+
+def _typed(evidence: Evidence) -> Reading:
+    """A fact whose kind the collector has set: its values are the attributes."""
+    attributes: dict[str, Scalar] = {name: value for name, value in evidence.values.items() if value is not None}
+    if evidence.detail:
+        attributes.setdefault("text", evidence.detail)
+    code = None
+    if evidence.kind in ("xid", "sxid"):
+        code = _whole(evidence.values.get("data", evidence.values.get("code")))
+    elif evidence.kind == "recovery_action":
+        attributes["recovery_action"] = _named_action(evidence.values.get("after"))
+    count = _count(evidence.values, "suppressed_count", "lost_count")
+    return Reading(evidence.kind, attributes, code=code, count=count)
+
+
+def _named_action(value: Scalar) -> str:
+    number = _whole(value)
+    if number is None:
+        return recovery_action(str(value)) if value is not None else "unknown"
+    return _RECOVERY_ACTIONS[number] if 0 <= number < len(_RECOVERY_ACTIONS) else "unknown"
+
+
+def _count(values: Mapping[str, Scalar], *names: str) -> int:
+    return next((number for name in names if (number := _whole(values.get(name)))), 1)
+
+
+def _whole(value: Scalar) -> int | None:
+    """A number that arrived as one, or as digits; NVML's values travel as doubles."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return int(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _signal(evidence: Evidence, reading: Reading, number: int) -> Signal:
+    gpu = evidence.gpu
+    attributes = dict(reading.attributes)
+    if evidence.workloads:
+        attributes["workload"] = ",".join(
+            sorted({f"{held.namespace}/{held.pod}" for held in evidence.workloads if held.pod})
+        )
+    return Signal(
+        id=evidence.id if number == 1 else f"{evidence.id}#{number}",
+        kind=reading.kind,
+        code=reading.code,
+        node=evidence.key.node,
+        pci=reading.pci or (gpu.pci if gpu else None),
+        gpu_uuid=reading.gpu_uuid or (gpu.uuid if gpu else None),
+        mig=reading.mig or evidence.mig,
+        at_us=evidence.occurred_us,
+        order=evidence.key.seq,
+        raw=evidence.text if evidence.text is not None else evidence.detail,
+        source=evidence.key.source,
+        boot_id=evidence.boot_id,
+        phase=evidence.phase,
+        trust=trust_of(reading.kind),
+        attributes=attributes,
+        count=reading.count,
+        simulated=evidence.simulated,
+        replayed=evidence.replayed,
+    )

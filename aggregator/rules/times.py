@@ -1,0 +1,61 @@
+"""Times as logs print them, to microseconds since the epoch. A time without a zone is UTC: nothing in a paste says otherwise."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+_MONTHS = {
+    name: number for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), start=1)
+}
+_ISO = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?\s?(Z|UTC|GMT|[A-Z]{3,5}|([+-])(\d\d):?(\d\d))?$"
+)
+# Sun Feb 23 16:24:18 2025; Feb 27 2025 15:10:02; Jul 09 10:42:47; Oct  4 01:02:03.123456
+_NAMED = re.compile(
+    r"(?:[A-Z][a-z]{2} )?([A-Z][a-z]{2}) {1,2}(\d{1,2}) (?:(\d{4}) )?(\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?(?: (\d{4}))?$"
+)
+_EPOCH = re.compile(r"(\d{10})(?:\.(\d{1,9}))?$")
+
+
+def parse(text: str, *, year: int | None = None) -> int | None:
+    """Microseconds since the epoch, UTC; None for what is no time. `year` is for times that name none (default: 1970)."""
+    text = text.strip()
+    iso = _ISO.match(text)
+    if iso:
+        return _iso(iso)
+    named = _NAMED.match(text)
+    if named:
+        return _named(named, year)
+    epoch = _EPOCH.match(text)
+    return int(epoch[1]) * 1_000_000 + _micros(epoch[2]) if epoch else None
+
+
+def _iso(found: re.Match[str]) -> int | None:
+    at = _epoch_us(*(int(part) for part in found.groups()[:6]), micros=_micros(found[7]))
+    if at is None or found[9] is None:
+        return at
+    offset = timedelta(hours=int(found[10]), minutes=int(found[11])) // timedelta(microseconds=1)
+    return at - offset if found[9] == "+" else at + offset
+
+
+def _named(found: re.Match[str], year: int | None) -> int | None:
+    month = _MONTHS.get(found[1].lower())
+    if month is None:
+        return None
+    written = found[3] or found[8]
+    chosen = int(written) if written else year or 1970
+    clock = (int(found[4]), int(found[5]), int(found[6]))
+    return _epoch_us(chosen, month, int(found[2]), *clock, micros=_micros(found[7]))
+
+
+def _micros(fraction: str | None) -> int:
+    return int(fraction[:6].ljust(6, "0")) if fraction else 0
+
+
+def _epoch_us(year: int, month: int, day: int, hour: int, minute: int, second: int, *, micros: int) -> int | None:
+    try:
+        at = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=UTC)
+    except ValueError:
+        return None
+    return int(at.timestamp()) * 1_000_000 + micros
