@@ -1,0 +1,149 @@
+"""`python -m node_agent`: reads the settings, puts the parts together, runs them until SIGTERM or SIGINT.
+
+Exit codes: 0 done; 2 a variable or option is wrong, and named; 3 (`--yield`, `--resume`) no agent answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported; the uplink says in its own words what fails
+
+from node_agent.agent import Agent, GpuReader
+from node_agent.collectors import Collector
+from node_agent.control import ask_to_yield
+from node_agent.dial import Endpoint
+from node_agent.evidence import Recorder
+from node_agent.identity import Identity, agent_version, read_boot_id, read_kernel_version
+from node_agent.logs import log_to_stderr
+from node_agent.probes import Probes
+from node_agent.query_socket import LONGEST_YIELD_SECONDS, SocketInUse
+from node_agent.settings import SOCKET_NAME, Settings, SettingsError, read_state_dir
+from node_agent.spool import Spool
+
+log = logging.getLogger("node_agent")
+
+LEAVE_SECONDS = 4.5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the agent, or talk to the one that runs; returns the exit code."""
+    options = _options(arguments)
+    try:
+        if options.resume or options.yield_seconds is not None:
+            return ask_to_yield(read_state_dir(os.environ) / SOCKET_NAME, options.yield_seconds or 0)
+        settings = Settings.from_environment(os.environ)
+        log_to_stderr(settings.log_level)
+        asyncio.run(_run(settings))
+    except SettingsError as error:
+        sys.stderr.write(f"gcm-sentinel agent: {error}\n")
+        return 2
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    boot_id = _boot_id(settings.proc_root)
+    spool = _open_spool(settings.state_dir)
+    identity = Identity(
+        node=settings.node_name,
+        boot_id=boot_id,
+        installation_id=spool.installation_id,
+        simulated=settings.simulated,
+        agent_version=agent_version(),
+    )
+    recorder = Recorder(
+        node=identity.node,
+        boot_id=boot_id,
+        simulated=settings.simulated,
+        append_event=spool.append_event,
+        append_sample=spool.append_sample,
+    )
+    endpoint = Endpoint(settings.aggregator_address, settings.token_file, settings.tls_ca_file)
+    agent = Agent(identity, spool, recorder, endpoint, read_kernel_version(settings.proc_root))
+    collectors, gpus = _collectors(settings, agent, spool, boot_id)
+    probes = _serve_probes(settings.metrics_address, agent)
+    try:
+        await agent.run(collectors, gpus, settings.socket_path, _stop_on_signals())
+    except (SocketInUse, OSError) as error:
+        raise SettingsError("STATE_DIR", str(error)) from error
+    finally:
+        probes.close()
+        spool.close()
+
+
+def _collectors(
+    settings: Settings, agent: Agent, spool: Spool, boot_id: str
+) -> tuple[list[Collector], GpuReader | None]:
+    return [], None
+
+
+def _boot_id(proc_root: Path) -> str:
+    try:
+        return read_boot_id(proc_root)
+    except (OSError, ValueError) as error:
+        raise SettingsError("PROC_ROOT", f"boot_id cannot be read: {error}") from error
+
+
+def _open_spool(state_dir: Path) -> Spool:
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Spool.open(state_dir)
+    except OSError as error:
+        raise SettingsError("STATE_DIR", f"cannot be used: {error}") from error
+
+
+def _serve_probes(address: tuple[str, int], agent: Agent) -> Probes:
+    try:
+        probes = Probes(address, agent.vitals)
+    except OSError as error:
+        raise SettingsError(
+            "METRICS_ADDRESS", f"cannot listen on {address[0]}:{address[1]}: {error.strerror}"
+        ) from error
+    log.info("metrics and probes on port %d", probes.port)
+    return probes
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; from then on the process is gone within LEAVE_SECONDS whatever hangs, and at once on a
+    second signal. What the spool was given is safe either way."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def leave() -> None:
+        log.info("asked to stop")
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        last_resort = threading.Timer(LEAVE_SECONDS, os._exit, (0,))
+        last_resort.daemon = True
+        last_resort.start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave)
+    return stop
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gcm-sentinel agent", description="The node agent of gcm-sentinel.")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--yield", dest="yield_seconds", metavar="SECONDS", type=_seconds, help="let go of the driver")
+    group.add_argument("--resume", action="store_true", help="take the driver up again")
+    return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LONGEST_YIELD_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds from 1 to {LONGEST_YIELD_SECONDS}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The agent as operators and the aggregator meet it."""
