@@ -1,5 +1,11 @@
 """The rule engine: reads what lines mean, judges sets of signals. Pure: no I/O beyond its own packaged data."""
 
+from aggregator.rules.catalog import load
+from aggregator.rules.context import Context
+from aggregator.rules.engine import judge, rules_version
 from aggregator.rules.reader import read
+from aggregator.rules.relations import explains, is_fault
 
-__all__ = ["read"]
+VERSION = rules_version(load())
+
+__all__ = ["VERSION", "Context", "explains", "is_fault", "judge", "read"]

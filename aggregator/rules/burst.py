@@ -1,0 +1,89 @@
+"""The signals of one incident as the rules see them: each beside what the catalog says of it, in the order of events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from aggregator.model import Phase, Severity, Signal, Trust
+from aggregator.rules.catalog import CODED, Catalog, Entry
+from aggregator.rules.refine import judged_by_words, refine
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A signal and what it means by itself, its own words taken into account."""
+
+    signal: Signal
+    entry: Entry
+    known: bool  # False: no table holds its code
+
+    @property
+    def subject(self) -> str | None:
+        """The device it is about, by PCI address or else UUID; None for the node."""
+        return self.signal.pci or self.signal.gpu_uuid
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """An incident's readings in the order of events. `ended` holds the signals that say a state is over."""
+
+    faults: tuple[Reading, ...]
+    context: tuple[Reading, ...]  # what is no fault by itself: identities, driver loads, healthy values
+    ended: tuple[Signal, ...]
+    forged: tuple[Signal, ...]  # written by userspace: shown, and evidence of nothing
+
+    def of(self, kind: str, *codes: int) -> tuple[Reading, ...]:
+        """Faults of one kind; of these codes, when codes are given."""
+        return tuple(r for r in self.faults if r.signal.kind == kind and (not codes or r.signal.code in codes))
+
+    def kinds(self, *kinds: str) -> tuple[Reading, ...]:
+        """Faults of any of these kinds."""
+        return tuple(r for r in self.faults if r.signal.kind in kinds)
+
+    def where(self, test: Callable[[Signal], bool]) -> tuple[Reading, ...]:
+        """Faults whose signal passes the test."""
+        return tuple(r for r in self.faults if test(r.signal))
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Devices that faults are about, in the order of their first fault."""
+        return tuple(dict.fromkeys(r.subject for r in self.faults if r.subject))
+
+    def ended_kind(self, kind: str) -> bool:
+        """Whether a state of this kind is over: it ended after it last began."""
+        began = [r.signal for r in self.faults if r.signal.kind == kind]
+        ended = [signal for signal in self.ended if signal.kind == kind]
+        return bool(ended) and (not began or event_order(ended[-1]) > event_order(began[-1]))
+
+
+def event_order(signal: Signal) -> tuple[int, int, str]:
+    """Sorts signals into the order of events: time, where known, then the order of their input."""
+    return (signal.at_us or 0, signal.order, signal.id)
+
+
+def read(signal: Signal, catalog: Catalog) -> Reading:
+    """A signal with its entry, refined by its own words."""
+    code = signal.code if signal.kind in CODED else None
+    entry = catalog.entry(signal.kind, code)
+    if entry is None:
+        unknown = judged_by_words(signal, catalog.unknown(signal.kind, signal.code))
+        return Reading(signal, refine(signal, unknown), known=False)
+    return Reading(signal, refine(signal, entry), known=True)
+
+
+def burst_of(signals: Iterable[Signal], catalog: Catalog) -> Burst:
+    """Sort signals into the order of events and apart by what they say."""
+    ordered = sorted(signals, key=event_order)
+    readings = [read(s, catalog) for s in ordered if s.trust is not Trust.TENANT and s.phase is not Phase.ENDED]
+    return Burst(
+        faults=tuple(r for r in readings if r.entry.severity is not Severity.OK),
+        context=tuple(r for r in readings if r.entry.severity is Severity.OK),
+        ended=tuple(s for s in ordered if s.trust is not Trust.TENANT and s.phase is Phase.ENDED),
+        forged=tuple(s for s in ordered if s.trust is Trust.TENANT),
+    )
+
+
+def first(readings: Sequence[Reading]) -> Reading:
+    """The earliest of some readings."""
+    return min(readings, key=lambda r: event_order(r.signal))

@@ -1,0 +1,125 @@
+"""Judges the signals of one incident. Pure, deterministic, and independent of the order in which signals are given.
+
+First every signal is read by itself (the catalog, and its own words). Then the rules that need several signals say what
+they find. The finding of the highest priority is the verdict; without one, the strongest reading that is no mere consequence is.
+Last a guard removes advice that an entry involved forbids: no rule can recommend what would harm.
+
+Confidence is the prior that the reading is right (catalog, or rule), lowered when a line contradicts its own code, when the code is
+unknown, and when there is a stronger open question. Citations are the ids of the signals that the verdict rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from aggregator.model import SEVERITY_ORDER, Action, FaultClass, Resolution, Severity, Signal, Verdict
+from aggregator.rules import multi, wording
+from aggregator.rules.burst import Burst, Reading, burst_of, event_order
+from aggregator.rules.catalog import Catalog
+from aggregator.rules.context import EMPTY, Context
+from aggregator.rules.finding import Finding
+
+NODE_ACTIONS = {
+    Action.CORDON: Resolution.CORDON,
+    Action.DRAIN: Resolution.DRAIN,
+    Action.REBOOT: Resolution.REBOOT,
+}
+
+
+def judge(signals: Sequence[Signal], context: Context = EMPTY) -> Verdict:
+    """The verdict on an incident's signals. Never raises for what signals contain."""
+    burst = burst_of(signals, context.catalog)
+    version = rules_version(context.catalog)
+    if not burst.faults:
+        return _no_fault(burst, version)
+    finding = max(_findings(burst, context), key=lambda found: found.priority, default=None) or _single(burst)
+    return _verdict(finding, burst, version)
+
+
+def rules_version(catalog: Catalog) -> str:
+    """What names the rules on every verdict: the catalog's version and the head of its digest."""
+    return f"{catalog.version}@{catalog.digest[:12]}"
+
+
+def _findings(burst: Burst, context: Context) -> Iterable[Finding]:
+    for rule in multi.ALL:
+        finding = rule(burst, context)
+        if finding is not None:
+            yield finding
+
+
+def leading(readings: Sequence[Reading]) -> Reading:
+    """The reading that explains most: the strongest that is no mere consequence, the earliest among equals."""
+    causes = [reading for reading in readings if not reading.entry.yields] or list(readings)
+    return min(causes, key=lambda r: (-r.entry.weight, -SEVERITY_ORDER[r.entry.severity], event_order(r.signal)))
+
+
+def _single(burst: Burst) -> Finding:
+    """The verdict that needs no rule: the leading reading, its equals on other devices beside it, the rest its consequences."""
+    lead = leading(burst.faults)
+    same = tuple(r for r in burst.faults if (r.signal.kind, r.signal.code) == (lead.signal.kind, lead.signal.code))
+    rest = tuple(reading for reading in burst.faults if reading not in same)
+    contradicts = "body_suggests" in lead.signal.attributes
+    return Finding(
+        rule_id=_entry_id(lead),
+        priority=lead.entry.weight,
+        severity=_worst([lead.entry.severity, *(r.entry.severity for r in same)]),
+        fault_class=lead.entry.fault_class,
+        action=lead.entry.action,
+        resolutions=lead.entry.resolutions,
+        confidence=lead.entry.confidence * (0.7 if contradicts else 1.0),
+        cause=same,
+        consequences=rest,
+        explanation=wording.contradiction(lead) if contradicts else "",
+        recurrence_advice=lead.entry.recurrence_advice,
+        open_questions=() if lead.known else (wording.unknown_code_question(lead),),
+        do_not=lead.entry.do_not,
+    )
+
+
+def _verdict(finding: Finding, burst: Burst, version: str) -> Verdict:
+    forbidden = set(finding.do_not).union(*(reading.entry.do_not for reading in finding.cause))
+    resolutions = tuple(r for r in finding.resolutions if r not in forbidden) or (Resolution.INVESTIGATE,)
+    action = Action.NONE if NODE_ACTIONS.get(finding.action) in forbidden else finding.action
+    cited = {reading.signal.id: reading.signal for reading in (*finding.cause, *finding.consequences)}
+    return Verdict(
+        severity=finding.severity,
+        fault_class=finding.fault_class,
+        action=action,
+        resolutions=resolutions,
+        root_cause=finding.root_cause or wording.root_cause(finding),
+        summary=wording.summary(finding, burst),
+        confidence=round(min(0.99, max(0.01, finding.confidence)), 2),
+        citations=tuple(signal.id for signal in sorted(cited.values(), key=event_order)),
+        rule_ids=tuple(dict.fromkeys((finding.rule_id, *(_entry_id(reading) for reading in finding.cause)))),
+        recurrence_advice=finding.recurrence_advice or finding.cause[0].entry.recurrence_advice,
+        open_questions=finding.open_questions,
+        do_not=tuple(wording.prohibition(item) for item in sorted(forbidden)),
+        next_steps=tuple(wording.step(item) for item in resolutions),
+        rules_version=version,
+    )
+
+
+def _no_fault(burst: Burst, version: str) -> Verdict:
+    cited = (*(reading.signal.id for reading in burst.context), *(signal.id for signal in burst.ended))
+    return Verdict(
+        severity=Severity.OK,
+        fault_class=FaultClass.NONE,
+        action=Action.NONE,
+        resolutions=(Resolution.NONE,),
+        root_cause="No fault was found.",
+        summary=wording.no_fault(burst),
+        confidence=0.9,
+        citations=cited,
+        rule_ids=("no_fault",),
+        rules_version=version,
+    )
+
+
+def _entry_id(reading: Reading) -> str:
+    known = "catalog" if reading.known else "unknown"
+    return f"{known}/{reading.signal.name.replace(' ', '/')}"
+
+
+def _worst(severities: Iterable[Severity]) -> Severity:
+    return max(severities, key=SEVERITY_ORDER.__getitem__)

@@ -1,0 +1,33 @@
+"""What one rule concludes: the seam between the engine and the rules that need more than one signal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aggregator.model import Action, FaultClass, Resolution, Severity
+from aggregator.rules.burst import Burst, Reading
+from aggregator.rules.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A conclusion with its proof. Of several findings the one with the highest priority is the verdict."""
+
+    rule_id: str
+    priority: int  # on the scale of Entry.weight: a rule outranks the single readings it explains
+    severity: Severity
+    fault_class: FaultClass
+    action: Action
+    resolutions: tuple[Resolution, ...]
+    confidence: float
+    cause: tuple[Reading, ...]  # what it blames, earliest first
+    consequences: tuple[Reading, ...] = ()  # what follows from the cause
+    root_cause: str = ""  # one sentence; empty: rendered from the cause's entry
+    explanation: str = ""  # sentences for the summary
+    recurrence_advice: str = ""
+    open_questions: tuple[str, ...] = ()
+    do_not: tuple[Resolution, ...] = ()
+
+
+Rule = Callable[[Burst, Context], Finding | None]

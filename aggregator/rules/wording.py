@@ -1,0 +1,125 @@
+"""The sentences of a verdict. Facts come from signals and entries; nothing is said that no signal or entry holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from aggregator.model import Resolution
+from aggregator.rules.burst import Burst, Reading
+from aggregator.rules.finding import Finding
+
+STEPS: Mapping[Resolution, str] = {
+    Resolution.NONE: "Nothing needs to be done.",
+    Resolution.RESTART_APP: "Restart the application that held the GPU.",
+    Resolution.FIX_APP: "Look for the bug in the application: compute-sanitizer names the access.",
+    Resolution.RESET_GPU: "Reset the GPU (nvidia-smi --gpu-reset) once no process holds it; on NVSwitch systems with its peers.",
+    Resolution.REBOOT: "Reboot the node once its jobs have left.",
+    Resolution.POWER_CYCLE: "Power-cycle the node: a warm reboot may not bring the device back.",
+    Resolution.CORDON: "Cordon the node: no new jobs.",
+    Resolution.DRAIN: "Drain the node: let its jobs leave before anything is reset.",
+    Resolution.RMA: "Open a replacement case for the GPU with the cited lines.",
+    Resolution.RUN_DIAG: "Run the vendor's diagnostics (dcgmi diag -r 3, field diagnostics) with the node out of service.",
+    Resolution.CHECK_MECHANICALS: "Check seating, cabling, cooling and power of the device.",
+    Resolution.UPDATE_DRIVER: "Update the driver: later branches change this behaviour.",
+    Resolution.UPDATE_FIRMWARE: "Update the firmware.",
+    Resolution.CONTACT_SUPPORT: "Collect nvidia-bug-report.sh and contact the vendor's support.",
+    Resolution.INVESTIGATE: "Investigate: the evidence does not settle it yet.",
+    Resolution.MONITOR: "Watch whether it comes back.",
+    Resolution.CONFIG_CHANGE: "Correct the configuration.",
+}
+PROHIBITIONS: Mapping[Resolution, str] = {
+    Resolution.CORDON: "Do not cordon the node for this.",
+    Resolution.DRAIN: "Do not drain the node for this: other jobs are not affected.",
+    Resolution.REBOOT: "Do not reboot for this.",
+    Resolution.POWER_CYCLE: "Do not power-cycle for this.",
+    Resolution.RESET_GPU: "Do not reset the GPU for this.",
+    Resolution.RMA: "Do not replace the GPU on this evidence.",
+    Resolution.RESTART_APP: "Do not restart the application on this GPU before it is repaired.",
+}
+
+
+def step(resolution: Resolution) -> str:
+    """What to do, as one sentence."""
+    return STEPS[resolution]
+
+
+def prohibition(resolution: Resolution) -> str:
+    """What not to do, as one sentence."""
+    return PROHIBITIONS.get(resolution, f"Do not {resolution.replace('_', ' ')} for this.")
+
+
+def root_cause(finding: Finding) -> str:
+    """One sentence: where, what, and what the code means."""
+    lead = finding.cause[0]
+    places = list(dict.fromkeys(place(reading) for reading in finding.cause))
+    return f"{listed(places)}: {lead.signal.name}. {lead.entry.meaning}"
+
+
+def summary(finding: Finding, burst: Burst) -> str:
+    """One paragraph: what happened, what followed, what the rule adds, what proves nothing."""
+    lead = finding.cause[0]
+    sentences = [finding.root_cause or root_cause(finding)]
+    reports = sum(reading.signal.count for reading in finding.cause)
+    if reports > 1:
+        sentences.append(f"It was reported {reports} times{_witnesses(finding.cause)}.")
+    if finding.consequences:
+        sentences.append(f"What followed, or came with it: {counted(finding.consequences)}.")
+    if finding.explanation:
+        sentences.append(finding.explanation)
+    elif lead.entry.note:
+        sentences.append(lead.entry.note)
+    if burst.forged:
+        sentences.append(f"{len(burst.forged)} lines were written by userspace and prove nothing.")
+    return " ".join(sentence.strip() for sentence in sentences if sentence)
+
+
+def no_fault(burst: Burst) -> str:
+    """What to say when nothing is wrong."""
+    if burst.forged:
+        return f"No fault: {len(burst.forged)} lines that look like a driver's were written by userspace and prove nothing."
+    if burst.ended:
+        return "What was wrong is over; nothing is wrong now."
+    return "Nothing in the input says that hardware, driver or applications failed."
+
+
+def contradiction(reading: Reading) -> str:
+    """A line whose text belongs to another code."""
+    suggests = reading.signal.attributes["body_suggests"]
+    return f"The line contradicts itself: its text is what XID {suggests} prints, so the code is taken with caution."
+
+
+def unknown_code_question(reading: Reading) -> str:
+    """What would settle a code that no table holds."""
+    return f"What does the vendor's present documentation say of {reading.signal.name}? No table here holds it."
+
+
+def place(reading: Reading) -> str:
+    """Where a signal is, for a sentence."""
+    signal = reading.signal
+    if signal.kind == "sxid" and signal.pci:
+        return f"NVSwitch {signal.pci}"
+    if signal.pci or signal.gpu_uuid:
+        mig = f" (MIG {signal.mig})" if signal.mig else ""
+        return f"GPU {signal.pci or signal.gpu_uuid}{mig}"
+    return f"Node {signal.node}" if signal.node else "The node"
+
+
+def counted(readings: Iterable[Reading]) -> str:
+    """Names with counts: "xid 45 (6 times), hung_task"."""
+    counts: Counter[str] = Counter()
+    for reading in readings:
+        counts[reading.signal.name] += reading.signal.count
+    return listed([name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()])
+
+
+def listed(items: list[str], most: int = 4) -> str:
+    """Items for a sentence, the rest of a long list counted."""
+    if len(items) > most:
+        items = [*items[:most], f"{len(items) - most} more"]
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + f" and {items[-1]}"
+
+
+def _witnesses(readings: Iterable[Reading]) -> str:
+    sources = sorted({reading.signal.source for reading in readings if reading.signal.source})
+    return f", by {listed(sources)}" if len(sources) > 1 else ""
