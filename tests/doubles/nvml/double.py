@@ -54,7 +54,9 @@ _TEXT = ctypes.c_char * _constant("TEXT")
 
 
 class _Rule(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_int32) for n in ("active", "function", "device", "action", "ret", "delay_us", "skip", "count")]
+    _fields_ = [
+        (n, ctypes.c_int32) for n in ("active", "function", "device", "action", "ret", "delay_us", "skip", "count")
+    ]
 
 
 class _Event(ctypes.Structure):
@@ -225,7 +227,9 @@ class DoubleGpu:
             raise AttributeError(f"{name} is no number or text of nvml_double.h")
         setattr(self._device, name, value.encode() if isinstance(value, str) else value)
 
-    def set(self, *, unsupported: Iterable[str] = (), fields: Mapping[int, int | None] | None = None, **values: Any) -> None:
+    def set(
+        self, *, unsupported: Iterable[str] = (), fields: Mapping[int, int | None] | None = None, **values: Any
+    ) -> None:
         """Set numbers and texts by name, functions as NOT_SUPPORTED, fields by id (None: NOT_SUPPORTED), links in whole."""
         for name, value in values.items():
             if name in LINK_NUMBERS:
