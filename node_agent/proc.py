@@ -1,7 +1,6 @@
-"""What /proc says of the node itself: boot, kernel, driver, and tasks that sleep in the kernel and cannot be woken.
+"""What /proc says of the driver and of tasks that sleep in the kernel and cannot be woken.
 
-The driver's own files are asked last: they can block while the driver hangs, so callers read `driver_version` and `driver_tasks`
-through a `deadline.Source`.
+The driver's own files and those of its tasks can block while the driver hangs: callers read through a `deadline.Source`.
 """
 
 from __future__ import annotations
@@ -15,16 +14,6 @@ from node_agent.attributes import names, read_text
 
 _MODULE_VERSION = re.compile(r"Kernel Module\D*?(?:for \S+)?\s+(\d+(?:\.\d+)+)")
 _DRIVERS_NAME = re.compile(r"nvidia|\bnv_|\buvm_")  # in a task's name, or in what it sleeps in
-
-
-def boot_id(proc_root: Path) -> str:
-    """The present boot's UUID. Raises OSError."""
-    return read_text(proc_root / "sys" / "kernel" / "random" / "boot_id")
-
-
-def kernel_version(proc_root: Path) -> str:
-    """The running kernel's release. Raises OSError."""
-    return read_text(proc_root / "sys" / "kernel" / "osrelease")
 
 
 def driver_version(sysfs_root: Path, proc_root: Path) -> str:

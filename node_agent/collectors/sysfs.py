@@ -21,7 +21,7 @@ from node_agent.evidence import Fact, Gpu, Observation, Phase, Report, Unreadabl
 from node_agent.infiniband import Ports, adapter_names, read_adapter
 from node_agent.pci import Bus, Device, DeviceReading, read_device
 from node_agent.pcie import AerCounters, GpuLinks, NicLinks, Presence, link_values
-from node_agent.proc import TaskScan, driver_version, kernel_version, scan_tasks
+from node_agent.proc import TaskScan, driver_version, scan_tasks
 from node_agent.states import States
 from node_agent.stuck_tasks import StuckTasks, places
 
@@ -39,7 +39,7 @@ class SysfsCollector:
     `nvml_gpus` gives the PCI addresses that NVML offers now, None while that is unknown, simulated or yielded. `workloads_of_pid`
     names who a stuck process belongs to. Intervals and the deadline of one read are in seconds.
 
-    `values`, `gpu_values` (by PCI address), `pci_gpus`, `driver_version` and `kernel_version` are the present state, for snapshots.
+    `values`, `gpu_values` (by PCI address), `pci_gpus` and `driver_version` are the present state, for snapshots.
     """
 
     name = "sysfs"
@@ -71,7 +71,6 @@ class SysfsCollector:
         self.gpu_values: dict[str, dict[str, Value]] = {}
         self.pci_gpus: tuple[str, ...] = ()
         self.driver_version = ""
-        self.kernel_version = ""
 
     async def collect(self, report: Report) -> None:
         """Look at devices and at tasks, each at its own pace. Raises CollectorAbsent where neither tree is mounted."""
@@ -156,7 +155,6 @@ class SysfsCollector:
         if version is not None:
             self.driver_version = version
             self._tell_change(report, "driver_version", version)
-        self.kernel_version = await self._read(report, "kernel version", partial(kernel_version, self._proc_root)) or ""
 
     async def _read(self, report: Report, name: str, function: Callable[[], T], gpu: Gpu | None = None) -> T | None:
         """One call on the source of that name; None, reported, when it gives nothing."""
