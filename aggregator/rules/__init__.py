@@ -3,9 +3,10 @@
 from aggregator.rules.catalog import load
 from aggregator.rules.context import Context
 from aggregator.rules.engine import judge, rules_version
+from aggregator.rules.log import LogReader, read_log
 from aggregator.rules.reader import read
 from aggregator.rules.relations import explains, is_fault
 
 VERSION = rules_version(load())
 
-__all__ = ["VERSION", "Context", "explains", "is_fault", "judge", "read"]
+__all__ = ["VERSION", "Context", "LogReader", "explains", "is_fault", "judge", "read", "read_log"]

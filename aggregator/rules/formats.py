@@ -225,7 +225,7 @@ def _fabric_manager(dress: _Dress, year: int | None) -> bool:
     if found is None:
         return False
     dress.at_us = times.parse(found[1], year=year)
-    dress.level = _LEVELS.get(found[2].lower()[:4].rstrip("o"), None)
+    dress.level = _LEVELS.get(found[2].lower()[:4].rstrip("o"))
     dress.origin, dress.program = Origin.PROGRAM, "fabricmanager"
     dress.cut(found.end())
     return True
@@ -412,6 +412,42 @@ def _number(value: object) -> int | None:
         return None
 
 
+DMESG_JSON_WORD = '"pri":'
+_JSON_FIELD = re.compile(r'\s{0,40}"(pri|fac|time|caller|msg)":\s{0,20}(.{1,8192}?),?\s{0,20}$')
+_JSON_BRACES = re.compile(r"[\s{}\[\],]{0,80}$")
+
+
+class DmesgJson:
+    """`dmesg --json` spreads a record over lines; this puts each back on one."""
+
+    def __init__(self) -> None:
+        self.inside = False
+        self._fields: dict[str, str] = {}
+
+    def record(self, raw: str) -> str | None:
+        """A record in one line once it is whole, None while it is not; any other line as it came."""
+        found = _JSON_FIELD.match(raw)
+        if found is None:
+            self.inside = self.inside and _JSON_BRACES.match(raw) is not None
+            return None if self.inside else raw
+        self.inside = True
+        self._fields[found[1]] = found[2]
+        if found[1] != "msg":
+            return None
+        whole = ", ".join(f'"{name}": {value}' for name, value in self._fields.items())
+        self._fields.clear()
+        return "{" + whole + "}"
+
+
+_LAST_REPEATED = re.compile(r"last message repeated (\d{1,9}) times?$")
+
+
+def repeated_last(text: str) -> int:
+    """How often syslog says the last line came again; 0 when it says no such thing."""
+    found = _LAST_REPEATED.match(text) if text.startswith("last message") else None
+    return int(found[1]) if found else 0
+
+
 _Layer = Callable[[_Dress, int | None], bool]
 
 # Layers by the first character of what is left: most lines are asked about two or three of them.
@@ -420,5 +456,5 @@ _LAYERS: dict[str, tuple[_Layer, ...]] = {
     "{": (_json,),
     "<": (_priority,),
     "[": (_uptime, _ctime, _fabric_manager, _iso, _without_time, _pod),
-    **{digit: (_iso, _kmsg, _bsd, _compose) for digit in "0123456789"},
+    **dict.fromkeys("0123456789", (_iso, _kmsg, _bsd, _compose)),
 }

@@ -50,8 +50,11 @@ def readings_of(line: Line, grammars: Iterable[Grammar]) -> list[Reading]:
     """What the given grammars read in a line; kernel grammars are not asked about a program's words."""
     if line.origin is Origin.USERSPACE:
         return _forged(line, grammars)
-    asked = (grammar for grammar in grammars if not grammar.kernel or line.origin is not Origin.PROGRAM)
+    origin = Origin.KERNEL if line.origin is Origin.UNKNOWN and line.text.startswith("NVRM:") else line.origin
+    asked = (grammar for grammar in grammars if origin in grammar.origins)
     readings = [reading for grammar in asked for reading in grammar.read(line)]
+    if len(readings) > 1 and any(reading.kind == "xid" for reading in readings):  # quoted by a tool: said once
+        readings = [reading for reading in readings if reading.kind != "secondhand_xid"]
     if line.repeated > 1:
         return [replace(reading, count=reading.count * line.repeated) for reading in readings]
     return readings

@@ -69,7 +69,7 @@ def _driver_continues(whole: str, piece: str) -> str | None:
     if not _OPENS.match(whole) or whole.endswith(".") or len(whole) > _MAX_MESSAGE:
         return None
     prefix = _PREFIX.match(piece)
-    if prefix is None or _OPENS.match(piece.lstrip()) and not piece.lstrip().startswith("NVRM: (PCI ID"):
+    if prefix is None or (_OPENS.match(piece.lstrip()) and not piece.lstrip().startswith("NVRM: (PCI ID")):
         return None
     return f"{whole.rstrip()} {piece[prefix.end() :].strip()}"
 

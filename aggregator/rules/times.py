@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
-_MONTHS = {
-    name: number for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), start=1)
-}
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?\s?(Z|UTC|GMT|[A-Z]{3,5}|([+-])(\d\d):?(\d\d))?$"
 )
@@ -40,9 +38,10 @@ def _iso(found: re.Match[str]) -> int | None:
 
 
 def _named(found: re.Match[str], year: int | None) -> int | None:
-    month = _MONTHS.get(found[1].lower())
-    if month is None:
+    name = found[1].lower()
+    if name not in _MONTHS:
         return None
+    month = _MONTHS.index(name) + 1
     written = found[3] or found[8]
     chosen = int(written) if written else year or 1970
     clock = (int(found[4]), int(found[5]), int(found[6]))

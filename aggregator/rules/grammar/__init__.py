@@ -1,6 +1,17 @@
 """Grammars: one file per driver or subsystem; each turns its lines into readings."""
 
-from aggregator.rules.grammar import sxid, xid
+from aggregator.rules.grammar import dcgm, host, network, nvidia_smi, nvrm, other_gpus, pcie, programs, sxid, xid
 from aggregator.rules.grammar.reading import Grammar
 
-GRAMMARS: tuple[Grammar, ...] = (xid.GRAMMAR, *sxid.GRAMMARS)
+GRAMMARS: tuple[Grammar, ...] = (
+    xid.GRAMMAR,
+    *sxid.GRAMMARS,
+    *nvrm.GRAMMARS,
+    *pcie.GRAMMARS,
+    *host.GRAMMARS,
+    *network.GRAMMARS,
+    other_gpus.GRAMMAR,
+    *programs.GRAMMARS,
+    nvidia_smi.LONE_LEAF,
+    dcgm.GRAMMAR,
+)

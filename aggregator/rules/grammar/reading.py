@@ -73,14 +73,19 @@ class Reading:
     count: int = 1
 
 
+KERNEL_LINES = frozenset((Origin.KERNEL, Origin.UNKNOWN))
+PROGRAM_LINES = frozenset((Origin.PROGRAM, Origin.UNKNOWN))
+ANY_LINES = KERNEL_LINES | PROGRAM_LINES
+
+
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """One family of messages. `kernel` grammars are asked only about lines that the kernel may have written."""
+    """One family of messages, and whose lines it may be asked about."""
 
     name: str
     words: tuple[str, ...]
     read: Callable[[Line], Iterable[Reading]]
-    kernel: bool = True
+    origins: frozenset[Origin] = KERNEL_LINES
 
 
 def pci_in(text: str) -> str | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from aggregator.model import normalise_pci
-from aggregator.rules.grammar.reading import FULL_PCI, PCI, Grammar, Line, Reading, present, worst_word
+from aggregator.rules.grammar.reading import FULL_PCI, PCI, PROGRAM_LINES, Grammar, Line, Reading, present, worst_word
 
 _SXID = re.compile(
     rf"(?P<switch>nvidia-nvswitch\d{{0,4}}): SXid \((?:PCI:)?(?P<pci>{PCI})\): ?(?P<code>\d{{1,6}})(?P<rest>(?:[, ].*)?)$",
@@ -116,5 +116,5 @@ def _names_fabric_manager(line: Line, ours: bool) -> bool:
 GRAMMARS = (
     Grammar("sxid", ("sxid (",), read_sxid),
     Grammar("nvswitch", ("nvidia-nvswitch",), read_switch),
-    Grammar("fabric_manager", ("nvswitch", "fabric", "nv_warn_nothing"), read_fabric_manager, kernel=False),
+    Grammar("fabric_manager", ("nvswitch", "fabric", "nv_warn_nothing"), read_fabric_manager, PROGRAM_LINES),
 )

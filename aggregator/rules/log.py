@@ -1,0 +1,152 @@
+"""Reads a whole log: lines in, signals out, whatever formats it mixes.
+
+Holds what needs more than one line: records and tables put together, names of GPUs (UUID, address, serial, minor) learned
+anywhere in the text and used everywhere, repeated lines counted. Memory is bounded however long the log is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from aggregator.model import Signal
+from aggregator.rules import formats, records
+from aggregator.rules.gathered import Gathered
+from aggregator.rules.grammar.nvidia_smi import OPENING_WORDS, Tables
+from aggregator.rules.grammar.reading import Grammar, Line, Reading
+from aggregator.rules.names import Names
+from aggregator.rules.reader import candidates, readings_of, trust_of
+
+# Words of lines that matter to this module and to no grammar.
+_OWN_WORDS = (*OPENING_WORDS, formats.DMESG_JSON_WORD, "last message repeated")
+
+
+class LogReader:
+    """Reads one input line by line: feed it everything, then `finish`, then ask for `signals`.
+
+    `name` goes in front of line numbers in signal ids, for a reading of several files. `year` is for times that have none.
+    """
+
+    def __init__(self, *, name: str = "", year: int | None = None) -> None:
+        self.lines_read = 0
+        self.lines_matched = 0
+        self.driver_version: str | None = None
+        self.gpu_model: str | None = None
+        self._name = name
+        self._year = year
+        self._open: _Open | None = None
+        self._dmesg_json = formats.DmesgJson()
+        self._tables = Tables()
+        self._names = Names()
+        self._gathered = Gathered()
+
+    def feed(self, raw: str) -> None:
+        """Take the next line, with or without its line end."""
+        self.lines_read += 1
+        raw = raw[: formats.MAX_LINE]
+        lowered = raw.lower()
+        grammars = candidates(lowered)
+        if grammars or self._busy() or any(word in lowered for word in _OWN_WORDS):
+            self._take(raw, grammars)
+
+    def finish(self) -> None:
+        """The input has ended."""
+        self._close()
+
+    def signals(self) -> tuple[Signal, ...]:
+        """What was read so far, in order, with every name that the text gave."""
+        return self._names.resolved(self._gathered.signals())
+
+    @property
+    def signals_dropped(self) -> int:
+        """Signals beyond what is kept apart and beyond what could be counted in one of the same kind and GPU."""
+        return self._gathered.dropped
+
+    def _busy(self) -> bool:
+        """True inside something that spans lines: then every line counts."""
+        return self._open is not None or self._tables.inside or self._dmesg_json.inside
+
+    def _take(self, raw: str, grammars: Sequence[Grammar]) -> None:
+        record = self._dmesg_json.record(raw)
+        if record is None:
+            return
+        line = formats.parse(record, year=self._year)
+        if self._open is not None:
+            whole = records.joined(self._open.line.text, line)
+            if whole is not None:
+                self._open = replace(
+                    self._open, line=replace(self._open.line, text=whole), raw=f"{self._open.raw}\n{raw}"
+                )
+                return
+            self._close()
+        if grammars and records.unfinished(line.text):
+            self._open = _Open(line, self.lines_read, raw)
+            return
+        self._read(line, grammars, self.lines_read, raw)
+
+    def _close(self) -> None:
+        if self._open is not None:
+            pending, self._open = self._open, None
+            self._read(pending.line, candidates(pending.line.text.lower()), pending.number, pending.raw)
+
+    def _read(self, line: Line, grammars: Sequence[Grammar], number: int, raw: str) -> None:
+        repeated = formats.repeated_last(line.text)
+        if repeated:
+            self._gathered.repeat_last(repeated)
+            return
+        readings = self._tables.read(line)
+        if readings is None:
+            readings = readings_of(line, grammars)
+        signals = list(self._signals(line, readings, number, raw))
+        self.lines_matched += bool(readings)
+        self._gathered.add(signals, line.text, number, line.uptime_us)
+
+    def _signals(self, line: Line, readings: Iterable[Reading], number: int, raw: str) -> Iterator[Signal]:
+        identity = f"{self._name}:L{number}" if self._name else f"L{number}"
+        for position, reading in enumerate(readings, start=1):
+            self._names.learn(line.host, reading)
+            if reading.kind == "gpu_identity":
+                self._notice(reading)
+                continue
+            yield Signal(
+                id=identity if position == 1 else f"{identity}#{position}",
+                kind=reading.kind,
+                code=reading.code,
+                node=line.host,
+                pci=reading.pci,
+                gpu_uuid=reading.gpu_uuid,
+                mig=reading.mig,
+                at_us=line.at_us,
+                order=number,
+                line=number,
+                raw=raw.strip(),
+                source="log",
+                boot_id=line.boot_id,
+                trust=trust_of(reading.kind),
+                attributes=reading.attributes,
+                count=reading.count,
+            )
+
+    def _notice(self, reading: Reading) -> None:
+        """The driver's version and the GPU's model, which rules may depend on."""
+        driver, model = reading.attributes.get("driver_version"), reading.attributes.get("model")
+        self.driver_version = self.driver_version or (str(driver) if driver else None)
+        self.gpu_model = self.gpu_model or (str(model) if model else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A message that may go on in the next line."""
+
+    line: Line
+    number: int
+    raw: str
+
+
+def read_log(lines: Iterable[str], *, year: int | None = None) -> tuple[Signal, ...]:
+    """The signals of a log given line by line."""
+    reader = LogReader(year=year)
+    for line in lines:
+        reader.feed(line)
+    reader.finish()
+    return reader.signals()
