@@ -237,10 +237,11 @@ class Incident:
     opened_us: int  # first fact
     updated_us: int  # last fact
     resolved_us: int | None = None
-    resolved_because: str = ""  # recovered, quiet
+    resolved_because: str = ""  # recovered, rebooted, quiet, or "merged into" another incident
     quiet: bool = False  # rebuilt from replayed facts: publish nothing anew
     held_until_us: int | None = None  # a planned state: pages and actions wait
     held_because: str = ""
+    fleet_id: str = ""  # the incident across nodes that pages for this one
 
     @property
     def simulated(self) -> bool:
