@@ -18,6 +18,7 @@ from aggregator.rules.burst import Burst, Reading, burst_of, event_order
 from aggregator.rules.catalog import Catalog
 from aggregator.rules.context import EMPTY, Context
 from aggregator.rules.finding import Finding
+from aggregator.rules.multi.recovery import with_named_recovery
 
 NODE_ACTIONS = {
     Action.CORDON: Resolution.CORDON,
@@ -33,7 +34,7 @@ def judge(signals: Sequence[Signal], context: Context = EMPTY) -> Verdict:
     if not burst.faults:
         return _no_fault(burst, version)
     finding = max(_findings(burst, context), key=lambda found: found.priority, default=None) or _single(burst)
-    return _verdict(finding, burst, version)
+    return _verdict(with_named_recovery(finding, burst), burst, version)
 
 
 def rules_version(catalog: Catalog) -> str:
@@ -78,7 +79,8 @@ def _single(burst: Burst) -> Finding:
 
 
 def _verdict(finding: Finding, burst: Burst, version: str) -> Verdict:
-    forbidden = set(finding.do_not).union(*(reading.entry.do_not for reading in finding.cause))
+    forbidden = set().union(*(reading.entry.do_not for reading in finding.cause)) - set(finding.permits)
+    forbidden |= set(finding.do_not)
     resolutions = tuple(r for r in finding.resolutions if r not in forbidden) or (Resolution.INVESTIGATE,)
     action = Action.NONE if NODE_ACTIONS.get(finding.action) in forbidden else finding.action
     cited = {reading.signal.id: reading.signal for reading in (*finding.cause, *finding.consequences)}

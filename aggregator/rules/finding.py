@@ -28,6 +28,15 @@ class Finding:
     recurrence_advice: str = ""
     open_questions: tuple[str, ...] = ()
     do_not: tuple[Resolution, ...] = ()
+    permits: tuple[
+        Resolution, ...
+    ] = ()  # advice that the single entries forbid and this combination of signals warrants
 
 
 Rule = Callable[[Burst, Context], Finding | None]
+
+
+def others(burst: Burst, blamed: tuple[Reading, ...]) -> tuple[Reading, ...]:
+    """The burst's faults that are not among the blamed."""
+    ids = {reading.signal.id for reading in blamed}
+    return tuple(reading for reading in burst.faults if reading.signal.id not in ids)

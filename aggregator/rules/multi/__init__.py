@@ -3,5 +3,14 @@
 from __future__ import annotations
 
 from aggregator.rules.finding import Rule
+from aggregator.rules.multi import application, bus, firmware, memory, nvlink, planned, thermal
 
-ALL: tuple[Rule, ...] = ()
+ALL: tuple[Rule, ...] = (
+    *memory.RULES,
+    *bus.RULES,
+    *nvlink.RULES,
+    *firmware.RULES,
+    *application.RULES,
+    *thermal.RULES,
+    *planned.RULES,
+)
