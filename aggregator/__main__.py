@@ -1,0 +1,187 @@
+"""The aggregator's composition root: reads nothing itself, makes every part and gives each what it needs, and stops them in order.
+
+`gcm-sentinel serve` and `python -m aggregator` run it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import structlog
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+
+from aggregator import rules
+from aggregator.correlator import Windows
+from aggregator.identity import Authenticator, IdentityUnusable, LocalTrust, TokensFile
+from aggregator.outputs.metrics import Metrics
+from aggregator.pipeline import Pipeline, read_record
+from aggregator.server import AddressInUse, Server, TlsFiles
+from aggregator.server.agents import Limits
+from aggregator.server.http import HttpServer, probes
+from aggregator.server.presence import Presence
+from aggregator.server.sessions import Sessions
+from aggregator.settings import PREFIX, Address, Settings, SettingsError, without_credentials
+from aggregator.store import Store, StoreUnusable
+from aggregator.store.retention import trim
+from aggregator.web import create_app
+
+GRACE_SECONDS = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class StartRefused(Exception):
+    """Something this machine can see to be wrong stops the start; the text names the variable."""
+
+
+def main() -> int:
+    """Run until told to stop; return the exit code."""
+    try:
+        settings = Settings.from_environment()
+        _log_json(settings.log_level)
+        asyncio.run(serve(settings))
+    except (SettingsError, StartRefused) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises StartRefused."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, settings.cluster_name)
+    with _naming("TOKENS_FILE", IdentityUnusable):
+        authenticator = _authenticator(settings)
+    with _naming("DATABASE_URL" if settings.database_url else "STATE_DIR", StoreUnusable):
+        store = Store(settings.database, read_record)
+    try:
+        await _serve(settings, store, metrics, registry, authenticator)
+    finally:
+        await store.close()
+        log.info("stopped")
+
+
+async def _serve(
+    settings: Settings, store: Store, metrics: Metrics, registry: CollectorRegistry, authenticator: Authenticator
+) -> None:
+    sessions = Sessions(Limits().max_streams)
+    pipeline = Pipeline(store, [metrics], metrics, Windows())
+    presence = Presence(pipeline, sessions, metrics, silent_seconds=settings.agent_silent_seconds)
+    server = Server(pipeline, sessions, presence, authenticator, limits=Limits(), cluster=settings.cluster_name)
+    pages = _http("HTTP_ADDRESS", settings.http_address, create_app(store, authenticator), settings)
+    measured = _http("METRICS_ADDRESS", settings.metrics_address, probes(registry, lambda: store.refusal))
+    with _naming("GRPC_ADDRESS", AddressInUse):
+        port = await server.start(str(settings.grpc_address), _tls(settings))
+    _log_banner(settings, port, measured.port, pages.port)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for http in (measured, pages):
+                group.create_task(http.serve())
+            working = [
+                group.create_task(pipeline.run()),
+                group.create_task(presence.watch()),
+                group.create_task(trim(store, settings.retention_days, settings.retention_bytes)),
+            ]
+            await stop.wait()
+            log.info("stopping")
+            await server.stop(GRACE_SECONDS)
+            for task in working:
+                task.cancel()
+            for http in (measured, pages):
+                http.stop()
+    finally:
+        await server.stop(0)
+
+
+def _http(variable: str, address: Address, app: Starlette, tls: Settings | None = None) -> HttpServer:
+    certificate = str(tls.tls_cert_file) if tls and tls.tls_cert_file else None
+    key = str(tls.tls_key_file) if tls and tls.tls_key_file else None
+    with _naming(variable, AddressInUse):
+        return HttpServer(app, address.host, address.port, certificate=certificate, key=key)
+
+
+def _authenticator(settings: Settings) -> Authenticator:
+    return TokensFile(settings.tokens_file) if settings.tokens_file else LocalTrust()
+
+
+def _tls(settings: Settings) -> TlsFiles | None:
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    return TlsFiles(settings.tls_cert_file.read_bytes(), settings.tls_key_file.read_bytes())
+
+
+@contextmanager
+def _naming(variable: str, kind: type[Exception]) -> Iterator[None]:
+    """Turn a part's refusal to start into one that names the variable to change."""
+    try:
+        yield
+    except kind as error:
+        raise StartRefused(f"{PREFIX}{variable}: {error}") from error
+
+
+def _log_banner(settings: Settings, grpc_port: int, metrics_port: int, http_port: int) -> None:
+    """What an operator wants to know of a running aggregator, once, without a secret."""
+    log.info(
+        "serving",
+        product="gcm-sentinel",
+        version=version("gcm-sentinel"),
+        rules_version=rules.VERSION,
+        action_mode=settings.action_mode,
+        cluster=settings.cluster_name,
+        database=str(settings.database),
+        grpc=f"{settings.grpc_address.host}:{grpc_port}",
+        metrics=f"http://{settings.metrics_address.host}:{metrics_port}/metrics",
+        pages=f"http://{settings.http_address.host}:{http_port}/",
+        node_allowlist=list(settings.node_allowlist) or "all nodes for analysis, none for actions",
+        cooldown_seconds=settings.cooldown_seconds,
+        max_actions_per_hour=settings.max_actions_per_hour,
+        llm_api=settings.llm_api,
+        prometheus_url=without_credentials(settings.prometheus_url),
+        alertmanager_url=without_credentials(settings.alertmanager_url),
+        retention_days=settings.retention_days,
+        identity="tokens" if settings.tokens_file else "everyone who reaches the address",
+        tls=settings.tls_cert_file is not None,
+    )
+
+
+def _log_json(level: str) -> None:
+    """One JSON object a line on stderr; libraries' own records too."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    libraries = logging.StreamHandler(sys.stderr)
+    libraries.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.basicConfig(
+        level=max(logging.getLevelNamesMapping()[level], logging.WARNING), handlers=[libraries], force=True
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""The whole flow on one page. Read this first.
+
+    agent ═ stream ═▶ server ─▶ receive ─▶ read_record ─▶ store ─▶ ack
+                                                            │ committed
+       metrics, log, … ◀─ publish ◀─ judge ◀─ correlate ◀───┘
+
+An ack leaves only after `receive`'s future is done: the records are committed. The other half starts from the store alone: it
+reads evidence behind its cursor, and commits what it concluded, the moved cursor and the outbox in one transaction. So a crash at
+any point loses nothing and repeats nothing: what was committed is published, what was not is concluded again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+from sqlalchemy import Connection
+
+from aggregator import assessor, correlator, rules, wire
+from aggregator.model import Assessment, Evidence, Signal
+from aggregator.outputs import Output
+from aggregator.outputs.metrics import Metrics
+from aggregator.store import Store, queries, verdicts
+from aggregator.store.arrivals import (
+    Body,
+    Delivery,
+    EvidenceRow,
+    Reading,
+    Receipt,
+    Record,
+    Refused,
+    SnapshotRow,
+    Stored,
+)
+from aggregator.store.queries import StoredRow
+from aggregator.store.verdicts import Judgement, Publication
+from aggregator.wire import NodeState
+
+SLICE_ROWS = 500  # evidence rows that are correlated in one step and committed together
+PUBLISH_ROWS = 200
+SAVE_CURSOR_ROWS = 10_000  # evidence without a signal moves the cursor in memory; this often it is saved too
+PRESENT_US = (
+    2 * 86_400 * 1_000_000
+)  # incidents heard of this recently go back into the correlator's hand after a restart
+RETRY_US = 60 * 1_000_000  # pause before time is tried again where the correlator fails on it
+
+log = structlog.get_logger(__name__)
+
+
+def read_record(node: str, record: Record, now_us: int) -> Reading:
+    """decode: one spool record as the rows it becomes. What cannot be read, or claims another node, is refused; the rest is kept
+    whether or not anything in it is understood. Runs on the writer's thread."""
+    try:
+        if record.body is Body.SNAPSHOT:
+            state = wire.decode_snapshot(record.payload)
+            return SnapshotRow(state, record.payload) if state.node == node else _foreign(record, state.node)
+        if record.body is Body.UNKNOWN:
+            return Refused(record, "a kind of record that this version does not know")
+        evidence = wire.decode(record.payload, replayed=record.replayed, stored_us=now_us)
+    except wire.Malformed as error:
+        return Refused(record, str(error))
+    if evidence.key.node != node:
+        return _foreign(record, evidence.key.node)
+    return _evidence_row(record, evidence, signals_in(evidence))
+
+
+def signals_in(evidence: Evidence) -> tuple[Signal, ...]:
+    """What rules read in a fact. A rule that fails on one fact costs that fact its meaning, and blocks nothing."""
+    try:
+        return rules.read(evidence)
+    except Exception:
+        log.exception("evidence_not_understood", evidence=evidence.id)
+        return ()
+
+
+def _foreign(record: Record, claimed: str) -> Refused:
+    return Refused(record, f"it claims another node: {claimed!r}", foreign=True)
+
+
+def _evidence_row(record: Record, evidence: Evidence, signals: Sequence[Signal]) -> EvidenceRow:
+    gpu, first = evidence.gpu, next(iter(signals), None)
+    lost = evidence.values.get("lost_count")
+    columns = {
+        "node": evidence.key.node,
+        "source": evidence.key.source,
+        "epoch": evidence.key.epoch,
+        "seq": evidence.key.seq,
+        "kind": evidence.kind,
+        "occurred_us": evidence.occurred_us,
+        "stored_us": evidence.stored_us,
+        "gpu_uuid": (gpu and gpu.uuid) or (first and first.gpu_uuid),
+        "pci": (gpu and gpu.pci) or (first and first.pci),
+        "signals": "\n".join(signal.name for signal in signals),
+        "replayed": evidence.replayed,
+        "payload": record.payload,
+    }
+    return EvidenceRow(record, columns, lost_count=lost if isinstance(lost, int) else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Concluded:
+    """What one step gives, not yet committed."""
+
+    state: correlator.State
+    next_wake_us: int | None
+    judgements: tuple[Judgement, ...]
+    cursor: int  # id of the last evidence row it has seen
+    more: bool  # rows wait behind the cursor
+
+
+class Pipeline:
+    """Both halves of the flow, around one store."""
+
+    def __init__(self, store: Store, outputs: Sequence[Output], metrics: Metrics, windows: correlator.Windows) -> None:
+        self.store = store
+        self.on_snapshots: Callable[[Iterable[NodeState]], None] = lambda _: None
+        self.last_stored_id = 0
+        self._outputs = outputs
+        self._metrics = metrics
+        self._windows = windows
+        self._loop = asyncio.get_running_loop()
+        self._committed = asyncio.Event()
+        self._state = correlator.State()
+        self._next_wake_us: int | None = None
+        self._cursor = self._saved_cursor = 0
+        store.on_stored = self._stored
+
+    # --- receive → decode → store → ack
+
+    async def receive(self, delivery: Delivery) -> asyncio.Future[Receipt]:
+        """Wait for room, and queue a delivery. Once the future is done it is durable, and may be acknowledged."""
+        return await self.store.append(delivery)
+
+    # --- store → correlate → judge → publish
+
+    async def run(self) -> None:
+        """Correlate and publish whatever is committed, until cancelled."""
+        await self._restore()
+        while True:
+            concluded = await self.store.read(self._correlate_and_judge)
+            await self._commit(concluded)
+            await self._publish()
+            if not concluded.more:
+                await self.stored_beyond(concluded.cursor, until_us=concluded.next_wake_us)
+
+    def _correlate_and_judge(self, connection: Connection) -> _Concluded:
+        """One bounded step, on a reader's thread."""
+        now_us = _now_us()
+        rows, cursor = queries.unread_signals(connection, self._cursor, SLICE_ROWS)
+        step = self._step(self._state, [signal for row in rows for signal in _signals_of(row)], now_us)
+        present = verdicts.latest_assessments(connection, [change.incident.id for change in step.changes])
+        judgements = []
+        for change in step.changes:
+            assessment = _assess(change, present.get(change.incident.id), now_us)
+            if assessment is not None:
+                present[change.incident.id] = assessment
+            judgements.append(Judgement(change.incident, assessment, change.kind))
+        return _Concluded(step.state, step.next_wake_us, tuple(judgements), cursor, len(rows) == SLICE_ROWS)
+
+    def _step(self, state: correlator.State, signals: Sequence[Signal], now_us: int) -> correlator.Step:
+        """correlator.step; where it fails, in halves, until the signal that it fails on is alone and left out."""
+        try:
+            return correlator.step(state, signals, now_us, self._windows)
+        except Exception:
+            if len(signals) <= 1:
+                log.exception("not_correlated", signals=[signal.id for signal in signals])
+                return correlator.Step(state, (), now_us + RETRY_US)
+        first = self._step(state, signals[: len(signals) // 2], now_us)
+        second = self._step(first.state, signals[len(signals) // 2 :], now_us)
+        return correlator.Step(second.state, first.changes + second.changes, second.next_wake_us)
+
+    async def _commit(self, concluded: _Concluded) -> None:
+        """Make the step durable, and only then go on from it."""
+        if concluded.judgements or concluded.cursor - self._saved_cursor > SAVE_CURSOR_ROWS:
+            save = partial(
+                verdicts.save_step, cursor=concluded.cursor, judgements=concluded.judgements, now_us=_now_us()
+            )
+            await self.store.write(save)
+            self._saved_cursor = concluded.cursor
+        self._state, self._cursor = concluded.state, concluded.cursor
+
+    async def _publish(self) -> None:
+        """Hand every committed change to every output, in order, then forget it. An output that fails fails alone."""
+        while waiting := await self.store.read(partial(verdicts.take_outbox, limit=PUBLISH_ROWS)):
+            for publication in waiting:
+                for output in self._outputs:
+                    publish(output, publication)
+            ids = [publication.id for publication in waiting]
+            await self.store.write(partial(verdicts.published, ids=ids))
+
+    async def _restore(self) -> None:
+        since_us = _now_us() - PRESENT_US
+        cursor, incidents = await self.store.read(partial(verdicts.restore, resolved_since_us=since_us))
+        self._cursor = self._saved_cursor = cursor
+        self._state = await asyncio.to_thread(correlator.restore, incidents)
+
+    # --- waking up
+
+    async def stored_beyond(self, last_id: int, *, until_us: int | None = None) -> None:
+        """Return once evidence with a higher id is committed, or the time has come."""
+        while self.last_stored_id <= last_id:
+            self._committed.clear()
+            timeout = None if until_us is None else max(0.0, (until_us - _now_us()) / 1e6)
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._committed.wait()
+            except TimeoutError:
+                return
+
+    def _stored(self, stored: Stored) -> None:
+        """Called on the writer's thread."""
+        self._loop.call_soon_threadsafe(self._note_stored, stored)
+
+    def _note_stored(self, stored: Stored) -> None:
+        self.last_stored_id = max(self.last_stored_id, stored.last_id)
+        self._committed.set()
+        self.on_snapshots(stored.snapshots)
+
+
+def _signals_of(row: StoredRow) -> tuple[Signal, ...]:
+    try:
+        return signals_in(wire.decode(row.payload, replayed=row.replayed, stored_us=row.stored_us))
+    except wire.Malformed:
+        log.exception("stored_evidence_unreadable", id=row.id)
+        return ()
+
+
+def _assess(change: correlator.Change, present: Assessment | None, now_us: int) -> Assessment | None:
+    """judge: None where the verdict stays as it was. A rule that fails on one incident fails for that one alone."""
+    try:
+        return assessor.assess(change.incident, present, now_us)
+    except Exception:
+        log.exception("not_assessed", incident=change.incident.id)
+        return None
+
+
+def publish(output: Output, publication: Publication) -> None:
+    """publish: to one output, whose failure is its own."""
+    try:
+        output.publish(publication.incident, publication.assessment, publication.change)
+    except Exception:
+        log.exception("not_published", output=type(output).__name__, incident=publication.incident.id)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,173 @@
+"""Silence is never health: what the aggregator itself knows about nodes becomes evidence like any other.
+
+It declares agent_silent, duplicate_agent and gpu_count_differs, each begun and ended once. Identities follow from what was
+observed, so that a restart between the evidence and the note that it was given repeats nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+from sqlalchemy import Connection
+
+from aggregator import wire
+from aggregator.model import EvidenceKey, Phase
+from aggregator.outputs.metrics import Metrics
+from aggregator.pipeline import Pipeline
+from aggregator.server.sessions import Sessions
+from aggregator.store import queries
+from aggregator.store.arrivals import Delivery, Record
+from aggregator.store.nodes import begin_state, end_state, save_heard, standing_states
+from aggregator.wire import NodeState
+
+SOURCE = "aggregator"
+LOOK_SECONDS = 1.0
+SAVE_SECONDS = 60.0  # how often the times of connected nodes are saved
+MIN_ALIKE = 3  # nodes with one model and driver, before one of them can be the odd one
+
+AGENT_SILENT = "agent_silent"
+DUPLICATE_AGENT = "duplicate_agent"
+GPU_COUNT_DIFFERS = "gpu_count_differs"
+
+State = tuple[str, str]  # node, kind
+
+
+class Presence:
+    """Watches who is there. Silence counts from when a node was last heard, at the earliest from our own start."""
+
+    def __init__(self, pipeline: Pipeline, sessions: Sessions, metrics: Metrics, *, silent_seconds: float) -> None:
+        self._pipeline = pipeline
+        self._store = pipeline.store
+        self._sessions = sessions
+        self._metrics = metrics
+        self._silent_seconds = silent_seconds
+        self._started_us = _now_us()
+        self._heard_us: dict[str, int] = {}
+        self._simulated: set[str] = set()
+        self._standing: dict[State, str] = {}  # epoch of each declared state that has not ended
+        self._snapshots: dict[str, NodeState] = {}
+        self._shown: dict[str, str] = {}
+
+    def last_heard_us(self, node: str) -> int | None:
+        """When a node's agent was last heard, by our clock; None when it never was."""
+        session = self._sessions.current(node)
+        return session.heard_us if session else self._heard_us.get(node)
+
+    def observed(self, node: str) -> str:
+        """observed, or why not: duplicate_agent, driver_unavailable, rejected, silent."""
+        if (node, DUPLICATE_AGENT) in self._standing:
+            return DUPLICATE_AGENT
+        if self._sessions.current(node) is None:
+            if self._sessions.was_rejected(node):
+                return "rejected"
+            return "silent" if (node, AGENT_SILENT) in self._standing else "observed"
+        snapshot = self._snapshots.get(node)
+        return "observed" if snapshot is None or snapshot.driver_works else "driver_unavailable"
+
+    async def watch(self) -> None:
+        """Look around until cancelled."""
+        await self._restore()
+        saved = time.monotonic()
+        while True:
+            due = time.monotonic() - saved >= SAVE_SECONDS
+            await self.look(save_connected=due)
+            saved = time.monotonic() if due else saved
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def look(self, *, save_connected: bool) -> None:
+        """Note who was heard, then declare what began and what ended."""
+        left, self._sessions.left_us = self._sessions.left_us, {}
+        heard = self._sessions.heard_us()
+        self._heard_us |= left | heard
+        await self._store.write(partial(save_heard, heard_us=left | heard if save_connected else left))
+        wanted = dict(self._wanted(_now_us()))
+        for state in [state for state in self._standing if state not in wanted]:
+            await self._end(state)
+        for state in wanted.keys() - self._standing.keys():
+            await self._begin(state, *wanted[state])
+        self._show()
+
+    async def _restore(self) -> None:
+        def query(connection: Connection) -> tuple[list[queries.NodeRow], dict[State, str], list[NodeState]]:
+            snapshots = [wire.decode_snapshot(payload) for payload in queries.all_snapshots(connection)]
+            return queries.list_nodes(connection), standing_states(connection), snapshots
+
+        nodes, self._standing, snapshots = await self._store.read(query)
+        self._heard_us = {node.name: node.last_seen_us for node in nodes}
+        self._simulated = {node.name for node in nodes if node.simulated}
+        self._snapshots = {state.node: state for state in snapshots} | self._snapshots
+        self._pipeline.on_snapshots = self._take_snapshots
+
+    def _take_snapshots(self, states: Iterable[NodeState]) -> None:
+        self._snapshots.update((state.node, state) for state in states)
+
+    def _wanted(self, now_us: int) -> Iterator[tuple[State, tuple[str, str]]]:
+        """Every state that stands now: (node, kind) → (epoch, if it begins now; detail)."""
+        connected = self._sessions.nodes
+        for node, heard_us in self._heard_us.items():
+            silent_seconds = (now_us - max(heard_us, self._started_us)) / 1e6
+            if node not in connected and silent_seconds > self._silent_seconds:
+                yield (node, AGENT_SILENT), (f"{AGENT_SILENT}:{heard_us}", "no agent of this node has been heard")
+        for node in connected:
+            if len(installations := self._sessions.installations(node)) > 1:
+                detail = (
+                    f"{len(installations)} agents claim this node: installations {', '.join(sorted(installations))}"
+                )
+                yield (node, DUPLICATE_AGENT), (f"{DUPLICATE_AGENT}:{now_us}", detail)
+        for snapshot, usual in _odd_ones(self._snapshots.values()):
+            alike = f"other nodes with {snapshot.gpu_model} and driver {snapshot.driver_version}"
+            detail = f"{snapshot.gpu_count} GPUs, where {alike} have {usual}"
+            yield (snapshot.node, GPU_COUNT_DIFFERS), (f"{GPU_COUNT_DIFFERS}:{snapshot.taken_us}", detail)
+
+    async def _begin(self, state: State, epoch: str, detail: str) -> None:
+        node, kind = state
+        await self._declare(state, epoch, Phase.BEGAN, detail)
+        await self._store.write(partial(begin_state, node=node, kind=kind, epoch=epoch))
+        self._standing[state] = epoch
+
+    async def _end(self, state: State) -> None:
+        node, kind = state
+        await self._declare(state, self._standing[state], Phase.ENDED, f"{kind} has ended")
+        await self._store.write(partial(end_state, node=node, kind=kind))
+        del self._standing[state]
+
+    async def _declare(self, state: State, epoch: str, phase: Phase, detail: str) -> None:
+        node, kind = state
+        key = EvidenceKey(node, SOURCE, epoch, 2 if phase is Phase.ENDED else 1)
+        payload = wire.declare(
+            key,
+            kind=kind,
+            phase=phase,
+            occurred_us=_now_us(),
+            detail=detail,
+            simulated=node in self._simulated,
+        )
+        await (await self._pipeline.receive(Delivery(node, "", (Record(key.seq, payload),))))
+
+    def _show(self) -> None:
+        """Keep one series for each node, with the reason it has now."""
+        shown = {node: self.observed(node) for node in self._heard_us}
+        for node in shown.keys() | self._shown.keys():
+            if shown.get(node) != self._shown.get(node):
+                self._metrics.node_observed(node, shown.get(node))
+        self._shown = shown
+
+
+def _odd_ones(snapshots: Iterable[NodeState]) -> Iterator[tuple[NodeState, int]]:
+    """Nodes with fewer GPUs than most nodes of the same model and driver have, and how many those have."""
+    alike: defaultdict[tuple[str, str], list[NodeState]] = defaultdict(list)
+    for snapshot in snapshots:
+        if snapshot.gpu_model and snapshot.driver_version:
+            alike[snapshot.gpu_model, snapshot.driver_version].append(snapshot)
+    for group in alike.values():
+        usual, holders = Counter(snapshot.gpu_count for snapshot in group).most_common(1)[0]
+        if len(group) >= MIN_ALIKE and holders * 2 > len(group):
+            yield from ((snapshot, usual) for snapshot in group if snapshot.gpu_count < usual)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,1 @@
+"""Schema versions, oldest first: never edited, only followed by another."""

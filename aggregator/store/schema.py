@@ -1,0 +1,165 @@
+"""The tables. Statements elsewhere use these objects alone, so that they stay portable; `migrations` creates them.
+
+Times are microseconds since the epoch. What a row was made from stays beside the indexed columns: the message's bytes for
+evidence and snapshots, the whole noun as JSON for incidents and assessments.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+from sqlalchemy.dialects import sqlite
+
+metadata = MetaData()
+
+# `on_conflict_do_nothing` and `on_conflict_do_update` read the same in PostgreSQL's dialect: this line is where it would be chosen.
+insert = sqlite.insert
+
+_Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in a column that it calls INTEGER
+
+evidence = Table(
+    "evidence",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),  # order of storing; never used twice
+    Column("node", String, nullable=False),
+    Column("source", String, nullable=False),
+    Column("epoch", String, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("occurred_us", BigInteger, nullable=False),
+    Column("stored_us", BigInteger, nullable=False),
+    Column("gpu_uuid", String),
+    Column("pci", String),
+    Column(
+        "signals", String, nullable=False
+    ),  # names of the signals read from it, one a line; empty when it holds none
+    Column("replayed", Boolean(create_constraint=False), nullable=False),  # an earlier store acknowledged it
+    Column("payload", LargeBinary, nullable=False),
+    Index("evidence_identity", "node", "source", "epoch", "seq", unique=True),
+    Index("evidence_node", "node", "id"),
+    Index("evidence_kind", "kind", "id"),
+    Index("evidence_occurred", "occurred_us", "id"),
+    sqlite_autoincrement=True,
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("installation_id", String, nullable=False),
+    Column("agent_version", String, nullable=False),
+    Column("boot_id", String, nullable=False),
+    Column("simulated", Boolean(create_constraint=False), nullable=False),
+    Column("first_seen_us", BigInteger, nullable=False),
+    Column("last_seen_us", BigInteger, nullable=False),
+    Column("clock_offset_us", BigInteger, nullable=False, default=0),
+    Column("clock_error_us", BigInteger, nullable=False, default=0),
+)
+
+positions = Table(  # how far each spool log is stored
+    "positions",
+    metadata,
+    Column("node", String, primary_key=True),
+    Column("spool_id", String, primary_key=True),
+    Column("offset", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+)
+
+snapshots = Table(  # the latest of each node
+    "snapshots",
+    metadata,
+    Column("node", String, primary_key=True),
+    Column("taken_us", BigInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+)
+
+standing = Table(  # states of nodes that the aggregator declared and that have not ended
+    "standing",
+    metadata,
+    Column("node", String, primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("epoch", String, nullable=False),
+)
+
+quarantine = Table(  # records that could not be stored as what they claim to be
+    "quarantine",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("node", String, nullable=False),  # the node whose stream brought it
+    Column("spool_id", String, nullable=False),
+    Column("end_offset", BigInteger, nullable=False),
+    Column("stored_us", BigInteger, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index("quarantine_record", "node", "spool_id", "end_offset", unique=True),
+    sqlite_autoincrement=True,
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("node", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("severity", String, nullable=False, default=""),  # of the present assessment
+    Column("opened_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index("incidents_opened", "opened_us", "id"),
+    Index("incidents_state", "state", "updated_us"),
+)
+
+incident_nodes = Table(
+    "incident_nodes",
+    metadata,
+    Column("node", String, primary_key=True),
+    Column("incident_id", String, primary_key=True),
+    Index("incident_nodes_incident", "incident_id"),
+)
+
+assessments = Table(
+    "assessments",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("incident_id", String, nullable=False),
+    Column("node", String, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index("assessments_incident", "incident_id", "revision"),
+    Index("assessments_created", "created_us", "id"),
+    Index("assessments_node", "node", "created_us"),
+)
+
+citations = Table(  # which evidence an assessment stands on: it is kept as long as the assessment
+    "citations",
+    metadata,
+    Column("node", String, primary_key=True),
+    Column("source", String, primary_key=True),
+    Column("epoch", String, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("assessment_id", String, primary_key=True),
+    Index("citations_assessment", "assessment_id"),
+)
+
+outbox = Table(  # changes that are committed and not yet published
+    "outbox",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("incident_id", String, nullable=False),
+    Column("assessment_id", String),
+    Column("change", String, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))
