@@ -79,7 +79,7 @@ class _Dress:
     facility: int = 0
     level: int | None = None
     boot_id: str = ""
-    peeled: set[Callable[..., object]] = field(default_factory=set)
+    peeled: list[Callable[..., object]] = field(default_factory=list)
 
     def cut(self, end: int) -> None:
         self.text = self.text[end:]
@@ -112,19 +112,20 @@ def parse_clean(text: str, *, year: int | None = None) -> Line:
     dress = _Dress(text.lstrip())
     indent = len(text) - len(dress.text)
     for _ in range(6):
-        if not any(_peel_once(layer, dress, year) for layer in _LAYERS.get(dress.text[:1], _WORD_LAYERS)):
+        if dress.text.startswith(_DRIVERS) or not _peel(dress, year):
             break
         indent = len(dress.text) - len(dress.text.lstrip())
         dress.text = dress.text.lstrip()
     return _line(dress, indent)
 
 
-def _peel_once(layer: _Layer, dress: _Dress, year: int | None) -> bool:
-    """A layer may occur once; what looks like a second one belongs to the message."""
-    if layer in dress.peeled or not layer(dress, year):
-        return False
-    dress.peeled.add(layer)
-    return True
+def _peel(dress: _Dress, year: int | None) -> bool:
+    """Take off one layer. Each may occur once; what looks like a second one belongs to the message."""
+    for layer in _LAYERS.get(dress.text[:1], _WORD_LAYERS):
+        if layer not in dress.peeled and layer(dress, year):
+            dress.peeled.append(layer)
+            return True
+    return False
 
 
 def _line(dress: _Dress, indent: int) -> Line:
@@ -426,7 +427,7 @@ class DmesgJson:
 
     def record(self, raw: str) -> str | None:
         """A record in one line once it is whole, None while it is not; any other line as it came."""
-        found = _JSON_FIELD.match(raw)
+        found = _JSON_FIELD.match(raw) if '"' in raw else None
         if found is None:
             self.inside = self.inside and _JSON_BRACES.match(raw) is not None
             return None if self.inside else raw
@@ -447,6 +448,9 @@ def repeated_last(text: str) -> int:
     found = _LAST_REPEATED.match(text) if text.startswith("last message") else None
     return int(found[1]) if found else 0
 
+
+# Messages of these begin with words that no log's prefix begins with: nothing is left to peel.
+_DRIVERS = ("NVRM:", "nvidia", "pcieport ", "mlx5_core ", "amdgpu ")
 
 _Layer = Callable[[_Dress, int | None], bool]
 

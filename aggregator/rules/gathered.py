@@ -74,10 +74,7 @@ class Gathered:
                 self.dropped += 1
                 return None
             return _counted(alike, signal.count, at_us, number)
-        attributes = dict(signal.attributes)
-        if uptime_us is not None:
-            attributes["uptime_seconds"] = uptime_us / 1e6
-        kept = _Kept(replace(signal, attributes=attributes), uptime_us, signal.count, at_us, number)
+        kept = _Kept(signal, uptime_us, signal.count, at_us, number)
         self._kept.append(kept)
         if len(self._by_words) > _MAX_KEYS:
             self._by_words.clear()

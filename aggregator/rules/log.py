@@ -6,19 +6,17 @@ anywhere in the text and used everywhere, repeated lines counted. Memory is boun
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from aggregator.model import Signal
+from aggregator.model import Scalar, Signal
 from aggregator.rules import formats, records
 from aggregator.rules.gathered import Gathered
-from aggregator.rules.grammar.nvidia_smi import OPENING_WORDS, Tables
+from aggregator.rules.grammar.nvidia_smi import Tables
 from aggregator.rules.grammar.reading import Grammar, Line, Reading
 from aggregator.rules.names import Names
-from aggregator.rules.reader import candidates, readings_of, trust_of
-
-# Words of lines that matter to this module and to no grammar.
-_OWN_WORDS = (*OPENING_WORDS, formats.DMESG_JSON_WORD, "last message repeated")
+from aggregator.rules.reader import readings_of, trust_of
+from aggregator.rules.words import grammars_for, stems_in
 
 
 class LogReader:
@@ -40,14 +38,26 @@ class LogReader:
         self._names = Names()
         self._gathered = Gathered()
 
-    def feed(self, raw: str) -> None:
-        """Take the next line, with or without its line end."""
-        self.lines_read += 1
-        raw = raw[: formats.MAX_LINE]
-        lowered = raw.lower()
-        grammars = candidates(lowered)
-        if grammars or self._busy() or any(word in lowered for word in _OWN_WORDS):
-            self._take(raw, grammars)
+    def feed(self, text: str) -> None:
+        """Take the next line, or many whole lines at once: what a block does not hold need not be looked for in its lines."""
+        lowered = text.lower()
+        stems = stems_in(lowered)
+        lines = text.split("\n")
+        if not lines[-1]:
+            lines.pop()
+        if not stems and not self._busy():
+            self.lines_read += len(lines)
+            return
+        for raw, low in zip(lines, lowered.split("\n"), strict=False):
+            self.lines_read += 1
+            for stem in stems:
+                if stem in low:
+                    grammars = grammars_for(low, stems)
+                    break
+            else:
+                grammars = None
+            if grammars is not None or self._busy():
+                self._take(raw[: formats.MAX_LINE], grammars or ())
 
     def finish(self) -> None:
         """The input has ended."""
@@ -87,7 +97,7 @@ class LogReader:
     def _close(self) -> None:
         if self._open is not None:
             pending, self._open = self._open, None
-            self._read(pending.line, candidates(pending.line.text.lower()), pending.number, pending.raw)
+            self._read(pending.line, grammars_for(pending.line.text.lower()) or (), pending.number, pending.raw)
 
     def _read(self, line: Line, grammars: Sequence[Grammar], number: int, raw: str) -> None:
         repeated = formats.repeated_last(line.text)
@@ -123,7 +133,7 @@ class LogReader:
                 source="log",
                 boot_id=line.boot_id,
                 trust=trust_of(reading.kind),
-                attributes=reading.attributes,
+                attributes=_with_uptime(reading, line.uptime_us),
                 count=reading.count,
             )
 
@@ -132,6 +142,10 @@ class LogReader:
         driver, model = reading.attributes.get("driver_version"), reading.attributes.get("model")
         self.driver_version = self.driver_version or (str(driver) if driver else None)
         self.gpu_model = self.gpu_model or (str(model) if model else None)
+
+
+def _with_uptime(reading: Reading, uptime_us: int | None) -> Mapping[str, Scalar]:
+    return reading.attributes if uptime_us is None else {**reading.attributes, "uptime_seconds": uptime_us / 1e6}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,10 @@ from dataclasses import replace
 
 from aggregator.model import Evidence, Scalar, Signal, Trust
 from aggregator.rules import formats, records
-from aggregator.rules.grammar import GRAMMARS
 from aggregator.rules.grammar.reading import Grammar, Line, Origin, Reading
 from aggregator.rules.grammar.xid_text import recovery_action
+from aggregator.rules.words import grammars_for
 
-_WORDS: tuple[tuple[str, Grammar], ...] = tuple((word, grammar) for grammar in GRAMMARS for word in grammar.words)
 _TENANT_KINDS = frozenset(("userspace_kernel_line", "secondhand_xid", "cuda_error", "nccl_error"))
 _XID_EVENT = 8  # nvmlEventTypeXidCriticalError
 _RECOVERY_ACTIONS = (
@@ -35,15 +34,6 @@ def read(evidence: Evidence) -> tuple[Signal, ...]:
     """The signals of one stored fact, in the order they stand in it; ids are the evidence's, with `#n` from the second on."""
     readings = _of_text(evidence) if evidence.text is not None else [_typed(evidence)]
     return tuple(_signal(evidence, reading, number) for number, reading in enumerate(readings, start=1))
-
-
-def candidates(lowered: str) -> list[Grammar]:
-    """The grammars that could have something to say about a lower-case line: the cheap check before any parsing."""
-    found: list[Grammar] = []
-    for word, grammar in _WORDS:
-        if word in lowered and grammar not in found:
-            found.append(grammar)
-    return found
 
 
 def readings_of(line: Line, grammars: Iterable[Grammar]) -> list[Reading]:
@@ -87,7 +77,7 @@ def _of_text(evidence: Evidence) -> list[Reading]:
 
 
 def _message(evidence: Evidence, message: str) -> list[Reading]:
-    grammars = candidates(message.lower())
+    grammars = grammars_for(message.lower())
     if not grammars:
         return []
     if evidence.kind == "previous_boot_line":  # pstore and journal files keep their prefixes

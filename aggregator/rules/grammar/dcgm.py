@@ -8,8 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aggregator.model import Scalar, normalise_pci
-from aggregator.rules.grammar.reading import PROGRAM_LINES, Grammar, Line, Reading, normalise_uuid, present
+from aggregator.model import Scalar
+from aggregator.rules.grammar.reading import (
+    PROGRAM_LINES,
+    Grammar,
+    Line,
+    Reading,
+    normalise_pci,
+    normalise_uuid,
+    present,
+)
 
 _SAMPLE = re.compile(r"(?P<metric>DCGM_FI_\w{1,80})\{(?P<labels>[^{}]{0,4000})\} (?P<value>\S{1,32})(?: \d{1,20})?$")
 _LABEL = re.compile(r'(\w{1,64})="((?:[^"\\]|\\.){0,512})"')

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aggregator.model import normalise_pci
-from aggregator.rules.grammar.reading import FULL_PCI, PROGRAM_LINES, Grammar, Line, Reading, present
+from aggregator.rules.grammar.reading import FULL_PCI, PROGRAM_LINES, Grammar, Line, Reading, normalise_pci, present
 
 _NIC = re.compile(
     r"(?:mlx5_core|mlx4_core|mlx5_\w{1,40}|mlx5e\w{0,30}|bnxt_en|ice|i40e|efa|irdma|ena)"
@@ -42,7 +41,8 @@ _EVENTS = (
 )
 _NETDEV = re.compile(r"NETDEV WATCHDOG: |(?:eth|en|ib|rdma)\w{1,20}: (?:NIC )?Link is Down", re.I)
 _IB_PORT = re.compile(
-    r"(?:infiniband|ib\d{1,3}|mlx[45]_\d{1,3}).{0,60}(?:port \d{1,2}.{0,40}(?:down|disabled|error state)|State: (?:Down|Initializing))|"
+    r"(?:infiniband|ib\d{1,3}|mlx[45]_\d{1,3}).{0,60}"
+    r"(?:port \d{1,2}.{0,40}(?:down|disabled|error state)|State: (?:Down|Initializing))|"
     r"Port \d{1,2} link_layer.{0,40}down|Physical state: (?:Disabled|Polling)",
     re.I,
 )
@@ -113,10 +113,10 @@ def read_nccl(line: Line) -> Iterator[Reading]:
 GRAMMARS = (
     Grammar(
         "nic",
-        ("mlx", "bnxt", "infiniband", "netdev watchdog", "link is down", " efa ", "irdma", "i40e", "physical state"),
+        ("mlx", "bnxt", "netdev watchdog", "link is down"),
         read_nic,
     ),
-    Grammar("crash", ("segfault at", "traps:"), read_crash),
-    Grammar("peermem", ("peermem", "peer_mem", "nv_get_p2p"), read_peermem),
+    Grammar("crash", ("segfault at", "general protection"), read_crash),
+    Grammar("peermem", ("nvidia-peermem", "nv_peer_mem", "nv_get_p2p"), read_peermem),
     Grammar("nccl", ("nccl", "watchdog caught"), read_nccl, PROGRAM_LINES),
 )

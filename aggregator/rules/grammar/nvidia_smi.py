@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from aggregator.model import Scalar, normalise_pci
+from aggregator.model import Scalar
 from aggregator.rules.grammar.reading import (
     FULL_PCI,
     PROGRAM_LINES,
@@ -18,6 +18,7 @@ from aggregator.rules.grammar.reading import (
     Grammar,
     Line,
     Reading,
+    normalise_pci,
     normalise_uuid,
     present,
 )
@@ -79,6 +80,8 @@ class Tables:
 
     def _opened(self, text: str) -> list[Reading] | None:
         """A line that begins a report or the next GPU in it."""
+        if not text.startswith(("GPU ", "|", "=")):
+            return None
         header, listed, row = _GPU_HEADER.match(text), _LISTED.match(text), _ROW.match(text)
         versions = _VERSIONS.match(text)
         if not (header or listed or row or versions or _REPORT.match(text)):
@@ -324,5 +327,5 @@ def read_lone_leaf(line: Line) -> Iterator[Reading]:
             yield Reading(kind, attributes)
 
 
-LONE_LEAF = Grammar("nvidia_smi_leaf", (" : active", " : yes"), read_lone_leaf, PROGRAM_LINES)
-OPENING_WORDS = ("gpu 0000", "(uuid: gpu-", "nvsmi log", "nvidia-smi ", " 00000000:")
+LONE_LEAF = Grammar("nvidia_smi_leaf", ("slowdown", "remapping failure"), read_lone_leaf, PROGRAM_LINES)
+OPENING_WORDS = ("gpu 0000", "(uuid: gpu-", "nvsmi log", "nvidia-smi ")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aggregator.model import normalise_pci
 from aggregator.rules.grammar.forms import Attributes, constant, first, form
 from aggregator.rules.grammar.reading import (
     FULL_PCI,
@@ -17,6 +16,7 @@ from aggregator.rules.grammar.reading import (
     Grammar,
     Line,
     Reading,
+    normalise_pci,
     normalise_uuid,
     pci_in,
     present,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aggregator.model import normalise_pci
-from aggregator.rules.grammar.reading import FULL_PCI, Grammar, Line, Reading, present
+from aggregator.rules.grammar.reading import FULL_PCI, Grammar, Line, Reading, normalise_pci, present
 
 _DRIVER = re.compile(
     r"(?:\[drm(?::\w{1,80})?(?: \[(?P<module>\w{1,20})\])?\] )?(?P<driver>amdgpu|radeon|nouveau|i915|xe|habanalabs)?"
@@ -45,6 +44,4 @@ def read_other_gpu(line: Line) -> Iterator[Reading]:
         yield Reading("other_gpu_fault", present(driver=driver or "i915", bdf=bdf, text=line.text))
 
 
-GRAMMAR = Grammar(
-    "other_gpus", ("amdgpu", "nouveau ", "i915", "habanalabs", "radeon", "gpu hang", "xe 0"), read_other_gpu
-)
+GRAMMAR = Grammar("other_gpus", ("amdgpu", "nouveau ", "i915", "habanalabs", "gpu hang"), read_other_gpu)

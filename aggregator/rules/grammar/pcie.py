@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aggregator.model import normalise_pci
 from aggregator.rules.grammar.forms import Attributes, first, form
-from aggregator.rules.grammar.reading import FULL_PCI, Grammar, Line, Reading, present
+from aggregator.rules.grammar.reading import FULL_PCI, Grammar, Line, Reading, normalise_pci, present
 
 _DEVICE = re.compile(rf"(?P<driver>[A-Za-z][\w-]{{0,31}}) (?P<bdf>{FULL_PCI})(?:: | )(?P<text>.{{1,600}})", re.S)
 _NIC_DRIVERS = (
@@ -205,15 +204,12 @@ GRAMMARS = (
             "available pcie bandwidth",
             "cmpltto",
             "sdes",
-            "surprise",
             "power state",
             "after flr",
             "after bus reset",
-            "can't recover",
-            "retraining",
-            "completion timeout",
+            "downstream link",
         ),
         read_pcie,
     ),
-    Grammar("iommu", ("dmar:", "amd-vi", "arm-smmu", "iommu ivhd"), read_iommu),
+    Grammar("iommu", ("dmar:", "amd-vi", "arm-smmu"), read_iommu),
 )

@@ -9,9 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aggregator.model import normalise_pci
 from aggregator.rules.grammar.forms import Attributes, first, form
-from aggregator.rules.grammar.reading import PROGRAM_LINES, Grammar, Line, Origin, Reading, pci_in, present, uuid_in
+from aggregator.rules.grammar.reading import (
+    PROGRAM_LINES,
+    Grammar,
+    Line,
+    Origin,
+    Reading,
+    normalise_pci,
+    pci_in,
+    present,
+    uuid_in,
+)
 
 _NVML_FORMS = (
     form(
@@ -171,14 +180,12 @@ GRAMMARS = (
             "reset_required",
             "reset required",
             "nvidia driver",
-            "driver_not_loaded",
-            "library_not_found",
+            "error_driver_not",
+            "error_library_not",
             "initialize nvml",
             "no devices were found",
-            "device handle",
-            "system_not_ready",
-            "systemnotready",
-            "system not yet",
+            "handle for gpu",
+            "cuda",
             "error 802",
         ),
         read_nvml_words,
@@ -186,7 +193,16 @@ GRAMMARS = (
     ),
     Grammar(
         "monitors",
-        ("thermal margin", "dcgm", "gpu_temp_", "temperature", "power violation", "slowdown"),
+        (
+            "thermal margin",
+            "dcgm",
+            "gpu_temp_",
+            "gpu temperature",
+            "hbm temperature",
+            "memory temperature",
+            "power violation",
+            "slowdown",
+        ),
         read_monitors,
         PROGRAM_LINES,
     ),

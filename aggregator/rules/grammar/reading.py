@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
-from aggregator.model import Phase, Scalar, normalise_pci
+from aggregator import model
+from aggregator.model import Phase, Scalar
 
 # A GPU address as any part of the stack prints it: 4 or 8 digit domain, function optional.
 PCI = r"(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}(?:\.[0-9A-Fa-f])?"
@@ -86,6 +88,12 @@ class Grammar:
     words: tuple[str, ...]
     read: Callable[[Line], Iterable[Reading]]
     origins: frozenset[Origin] = KERNEL_LINES
+
+
+@lru_cache(maxsize=4096)
+def normalise_pci(text: str) -> str | None:
+    """As `model.normalise_pci`; a log names few addresses often."""
+    return model.normalise_pci(text)
 
 
 def pci_in(text: str) -> str | None:

@@ -9,8 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aggregator.model import normalise_pci
-from aggregator.rules.grammar.reading import FULL_PCI, PCI, PROGRAM_LINES, Grammar, Line, Reading, present, worst_word
+from aggregator.rules.grammar.reading import (
+    FULL_PCI,
+    PCI,
+    PROGRAM_LINES,
+    Grammar,
+    Line,
+    Reading,
+    normalise_pci,
+    present,
+    worst_word,
+)
 
 _SXID = re.compile(
     rf"(?P<switch>nvidia-nvswitch\d{{0,4}}): SXid \((?:PCI:)?(?P<pci>{PCI})\): ?(?P<code>\d{{1,6}})(?P<rest>(?:[, ].*)?)$",

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from aggregator.model import Scalar, normalise_pci
-from aggregator.rules.grammar.reading import PCI, Grammar, Line, Origin, Reading, present, worst_word
+from aggregator.model import Scalar
+from aggregator.rules.grammar.reading import PCI, Grammar, Line, Origin, Reading, normalise_pci, present, worst_word
 from aggregator.rules.grammar.xid_text import read_text
 
 _HEAD = re.compile(
