@@ -43,7 +43,7 @@ FIELDS: Mapping[str, str] = {
 
 _BLANK_CODES = 16  # each blank value starts a range: blank, not found, not supported, not permitted
 _INT32_BLANK = 0x7FFFFFF0
-_INT64_BLANK = float(0x7FFFFFFFFFFFFFF0)  # as a float the range collapses into 2**63
+_INT64_BLANK = 0x7FFFFFFFFFFFFFF0  # the parser gives whole numbers as int; as a float the range collapses into 2**63
 _FP64_BLANK = 2.0**47
 
 
@@ -133,10 +133,10 @@ def _fetch(url: SplitResult, until: float) -> str:
     path = url.path if url.path.strip("/") else "/metrics"
     try:
         connection.request("GET", f"{path}?{url.query}" if url.query else path, headers={"Accept": "text/plain"})
-        response = connection.getresponse()
-        if response.status != http.client.OK:
-            raise ScrapeFailed(f"the exporter answers HTTP {response.status}")
-        return _body(response, until).decode("utf-8", "replace")
+        with connection.getresponse() as response:  # it may outlive its connection
+            if response.status != http.client.OK:
+                raise ScrapeFailed(f"the exporter answers HTTP {response.status}")
+            return _body(response, until).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
         raise ScrapeFailed(f"the exporter does not answer: {error or type(error).__name__}") from error
     finally:
@@ -151,4 +151,6 @@ def _body(response: HTTPResponse, until: float) -> bytes:
             raise ScrapeFailed(f"the exposition is larger than {MAX_BODY_BYTES} bytes")
         if time.monotonic() > until:
             raise ScrapeFailed("the exporter sends too slowly")
+    if response.length or (body and not body.endswith(b"\n")):  # read1 does not say so; half a number is another number
+        raise ScrapeFailed("the exposition was cut short")
     return bytes(body)

@@ -1,0 +1,1 @@
+"""Collectors of the node agent, on real files, sockets and servers."""
