@@ -45,7 +45,7 @@ def restore(incidents: Iterable[Incident], recent: Sequence[Signal] = (), rule_b
         if incident.subject.kind != "fleet" and not incident.resolved_because.startswith(work.MERGED):
             working.restore_record(rebuild(incident, working.rules.is_fault), incident)
     for signal in recent:
-        working.remember(working.node(signal.node), signal)
+        working.recall(signal)
     return working.freeze(wake_us=0)
 
 

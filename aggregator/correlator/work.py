@@ -93,11 +93,16 @@ class Work:
         if opens(signal, self.rules.is_fault):
             self._take_fault(node, signal)
             return
-        self.remember(node, signal)
+        self._remember(node, signal)
         for record in homes_of_context(node, signal, self.windows, self.rules):
             self._edit(node, signal.node, record).add(signal, fault=False)
 
-    def remember(self, node: Node, signal: Signal) -> None:
+    def recall(self, signal: Signal) -> None:
+        """Take up context from before a restart."""
+        node = self.node(signal.node)
+        self._remember(node, self._named(node, signal))
+
+    def _remember(self, node: Node, signal: Signal) -> None:
         """Keep context for faults to come."""
         node.recent = (*node.recent, signal)[-MAX_RECENT:]
 
@@ -312,6 +317,7 @@ class Work:
             if names_of(signal).gpu:
                 self.learn(node, name, signal.pci, signal.gpu_uuid)
         self.learn(node, name, incident.subject.pci, incident.subject.gpu_uuid)
+        record.gpu_names |= {node.gpu_names[known]: None for known in record.gpu_names if known in node.gpu_names}
         record.deadline_us = 0
         node.records[record.id] = record
         if incident.fleet_id:
