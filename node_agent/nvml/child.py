@@ -39,6 +39,9 @@ class Child:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        # The pipe to the agent is ours alone: whatever the driver's library prints goes where the tracebacks go.
+        self._pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         self._requests: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._writing = threading.Lock()
         self._stop = threading.Event()
@@ -98,8 +101,8 @@ class Child:
     def _send(self, message: dict[str, Any]) -> None:
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         with self._writing:
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+            while line:  # a raw pipe may take less than all
+                line = line[self._pipe.write(line) :]
 
 
 def main(arguments: list[str]) -> None:
