@@ -10,19 +10,23 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
-from aggregator.model import Action, FaultClass, Resolution, Severity
-from aggregator.rules.catalog_fields import READERS, text, texts
+from aggregator.model import FaultClass, Severity
+from aggregator.rules.entry import READERS, Entry, text, texts
 from aggregator.rules.kinds import KINDS
+
+__all__ = ["CODED", "Catalog", "CatalogError", "Entry", "load"]
 
 FILES = ("patterns.toml", "xid.toml", "sxid.toml", "kinds_advice.toml")
 OVERLAY = "overlay"
-_TABLES: tuple[str, ...] = ("like", "xid", "sxid", "kind")
 CODED = ("xid", "sxid")  # kinds whose entries are numbered
+_TABLES = ("like", *CODED, "kind")
+_NEEDED = frozenset(item.name for item in fields(Entry) if item.default is MISSING) - {"kind", "code"}
+_T = TypeVar("_T")
 
 
 class CatalogError(ValueError):
@@ -30,36 +34,11 @@ class CatalogError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What one code or kind means when it is read alone. How signals combine is the engine's business."""
-
-    kind: str  # xid, sxid, or another signal kind
-    code: int | None
-    name: str  # mnemonic or short name
-    meaning: str  # one sentence
-    severity: Severity
-    fault_class: FaultClass
-    action: Action  # node level
-    resolutions: tuple[Resolution, ...]  # the immediate advice, best first
-    weight: int  # 0..100: how strongly it is the cause within a burst; the highest wins
-    confidence: float  # prior that this reading alone is right
-    sources: tuple[str, ...]
-    do_not: tuple[Resolution, ...] = ()  # advice that would harm here
-    recurrence: tuple[Resolution, ...] = ()  # what to do if it comes back after the immediate advice
-    recurrence_advice: str = ""  # the same as one sentence
-    yields: bool = False  # a consequence: another cause in the burst explains it
-    applies_to: str = ""  # GPU generations, space separated; "" is all
-    min_driver: str = ""  # first driver branch that reports it, as "R565"; "" is any
-    xid154_since: str = ""  # from this branch on, XID 154 follows with the driver's own decision; "" is not known
-    note: str = ""  # what depends on generation, driver or text; where sources disagree
-
-
-@dataclass(frozen=True, slots=True)
 class Catalog:
     """All entries, and what they came from."""
 
     entries: Mapping[tuple[str, int | None], Entry]
-    version: str
+    version: str  # of the packaged data; with an overlay "+" and its version
     digest: str  # sha256 of all data, overlay included
     _unknown: Mapping[str, Entry] = field(repr=False)
 
@@ -70,16 +49,15 @@ class Catalog:
     def unknown(self, kind: str, code: int | None = None) -> Entry:
         """What to say of a code or kind that no table holds: nothing is guessed, nothing is dropped."""
         pattern = self._unknown.get(kind, self._unknown["xid"])
-        values = {item.name: getattr(pattern, item.name) for item in fields(Entry)}
-        called = f"{kind} {code}" if code is not None else kind
-        return Entry(**values | {"kind": kind, "code": code, "meaning": f"{called}: {pattern.meaning}"})
+        called = kind if code is None else f"{kind} {code}"
+        return replace(pattern, kind=kind, code=code, meaning=f"{called}: {pattern.meaning}")
 
 
 def load(overlay: bytes | None = None) -> Catalog:
-    """The packaged catalog, or the same with a site's overlay. Raises CatalogError."""
+    """The packaged catalog, or the same under a site's overlay (TOML). Raises CatalogError."""
     if overlay is None:
         return _packaged()
-    return _build([*_packaged_files(), (OVERLAY, overlay)])
+    return _build((*_packaged_files(), (OVERLAY, overlay)))
 
 
 @cache
@@ -93,144 +71,129 @@ def _packaged_files() -> tuple[tuple[str, bytes], ...]:
     return tuple((name, (data / name).read_bytes()) for name in FILES)
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """A field's value and who wrote it."""
-
-    value: object
-    file: str
-
-
-_Fields = dict[str, _Written]
-
-
-@dataclass(slots=True)
-class _Draft:
-    """The files as merged so far, unchecked."""
-
-    versions: list[str] = field(default_factory=list)
-    sources: _Fields = field(default_factory=dict)
-    tables: dict[str, dict[str, _Fields]] = field(default_factory=lambda: {name: {} for name in _TABLES})
-
-    def add(self, file: str, data: bytes) -> None:
-        """Lay one file over what is there, field by field."""
-        try:
-            document = tomllib.loads(data.decode("utf-8"))
-        except ValueError as error:  # neither UTF-8 nor TOML
-            raise CatalogError(f"{file}: not TOML: {error}") from error
-        self._version(file, document.pop("version", None))
-        for name, origin in _table(file, "sources", document.pop("sources", {})).items():
-            self.sources[name] = _Written(origin, file)
-        for section, entries in document.items():
-            if section not in self.tables:
-                raise CatalogError(
-                    f"{file}: [{section}]: unknown table; there are version, sources, {', '.join(_TABLES)}"
-                )
-            for name, values in _table(file, section, entries).items():
-                written = self.tables[section].setdefault(name, {})
-                for key, value in _table(file, f"{section}.{name}", values).items():
-                    written[key] = _Written(value, file)
-
-    def _version(self, file: str, version: object) -> None:
-        if version is None and file == OVERLAY:
-            version = OVERLAY
-        if version is not None:
-            self.versions.append(_checked(file, "catalog", "version", version, text))
-
-
-def _table(file: str, name: str, value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise CatalogError(f"{file}: [{name}]: must be a table")
-    return value
-
-
 def _build(files: Iterable[tuple[str, bytes]]) -> Catalog:
     draft, digest = _Draft(), hashlib.sha256()
     for name, data in files:
         draft.add(name, data)
         digest.update(f"{name} {len(data)}\n".encode() + data)
-    entries = {}
-    for section in ("xid", "sxid", "kind"):
-        for name, written in draft.tables[section].items():
-            entry = _entry(draft, section, name, written)
-            entries[entry.kind, entry.code] = entry
-    unknown = {
-        kind: _finish(draft, f"like.unknown_{kind}", kind, None, _pattern(draft, f"unknown_{kind}")) for kind in CODED
-    }
-    return Catalog(entries, "+".join(draft.versions), digest.hexdigest(), unknown)
+    entries = [draft.entry(section, name) for section in _TABLES[1:] for name in draft.tables[section]]
+    unknown = {kind: draft.unknown(kind) for kind in CODED}
+    by_code = {(entry.kind, entry.code): entry for entry in entries}
+    return Catalog(by_code, "+".join(draft.versions), digest.hexdigest(), unknown)
 
 
-def _pattern(draft: _Draft, name: str) -> _Fields:
-    return draft.tables["like"].get(name, {})
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A field's value as written, and by which file."""
+
+    value: object
+    file: str
 
 
-def _entry(draft: _Draft, section: str, name: str, written: _Fields) -> Entry:
-    where = f"{section}.{name}"
-    file = next((item.file for item in written.values()), OVERLAY)
-    kind, code = (section, _code(file, where, name)) if section in CODED else (name, None)
-    if kind not in KINDS:
-        raise CatalogError(f"{file}: [{where}]: unknown signal kind {kind!r}")
-    like = written.get("like")
-    if like is None:
-        return _finish(draft, where, kind, code, written)
-    pattern = draft.tables["like"].get(_checked(like.file, where, "like", like.value, text))
-    if pattern is None:
-        raise CatalogError(f"{like.file}: [{where}] like: no pattern {like.value!r}")
-    own = {key: value for key, value in written.items() if key != "like"}
-    return _finish(draft, where, kind, code, pattern | own)
+_Fields = Mapping[str, _Written]
 
 
-def _code(file: str, where: str, name: str) -> int:
-    if not (name.isascii() and name.isdigit()):
-        raise CatalogError(f"{file}: [{where}]: a code is a number, not {name!r}")
-    return int(name)
+class _Draft:
+    """The files laid over each other, field by field; nothing but their shape is checked until an entry is made."""
+
+    def __init__(self) -> None:
+        self.versions: list[str] = []
+        self.sources: dict[str, _Written] = {}
+        self.tables: dict[str, dict[str, dict[str, _Written]]] = {name: {} for name in _TABLES}
+
+    def add(self, file: str, data: bytes) -> None:
+        """Lay one more file over what is there. Raises CatalogError."""
+        try:
+            document = tomllib.loads(data.decode())
+        except ValueError as error:  # neither UTF-8 nor TOML
+            raise CatalogError(f"{file}: not TOML: {error}") from error
+        version = document.pop("version", OVERLAY if file == OVERLAY else None)
+        if version is not None:
+            self.versions.append(_checked(file, "version", version, text))
+        self.sources |= _written(file, "sources", document.pop("sources", {}))
+        for section, entries in document.items():
+            if section not in self.tables:
+                raise CatalogError(f"{file}: [{section}]: no such table; there are sources, {', '.join(_TABLES)}")
+            for name, item in _written(file, section, entries).items():
+                self.tables[section].setdefault(name, {}).update(_written(file, f"{section}.{name}", item.value))
+
+    def entry(self, section: str, name: str) -> Entry:
+        """The finished entry of a table. Raises CatalogError."""
+        where, written = f"{section}.{name}", self.tables[section][name]
+        file = _last(written)
+        if section not in CODED:
+            if name not in KINDS:
+                raise CatalogError(f"{file}: [{where}]: no signal kind {name!r}")
+            return self._finished(where, name, None, self._inherited(where, written))
+        if not (name.isascii() and name.isdecimal()):
+            raise CatalogError(f"{file}: [{where}]: a code is a number, not {name!r}")
+        return self._finished(where, section, int(name), self._inherited(where, written))
+
+    def unknown(self, kind: str) -> Entry:
+        """What holds for codes of a kind that have no entry."""
+        name = f"unknown_{kind}"
+        return self._finished(f"like.{name}", kind, None, self.tables["like"][name])
+
+    def _inherited(self, where: str, written: _Fields) -> _Fields:
+        """The fields with those of the pattern that the entry is like."""
+        own = dict(written)
+        like = own.pop("like", None)
+        if like is None:
+            return own
+        pattern = self.tables["like"].get(_checked(like.file, f"[{where}] like", like.value, text))
+        if pattern is None:
+            raise CatalogError(f"{like.file}: [{where}] like: no pattern {like.value!r}")
+        return pattern | own
+
+    def _finished(self, where: str, kind: str, code: int | None, written: _Fields) -> Entry:
+        """An entry from checked fields; its advice must not contradict itself."""
+        values: dict[str, Any] = {}
+        if kind not in CODED:
+            values |= {"name": kind.replace("_", " "), "meaning": KINDS[kind].meaning}
+        for name, item in written.items():
+            if name not in READERS:
+                raise CatalogError(
+                    f"{item.file}: [{where}] {name}: no such field; there are like, {', '.join(READERS)}"
+                )
+            values[name] = _checked(item.file, f"[{where}] {name}", item.value, READERS[name])
+        missing = sorted(_NEEDED - values.keys())
+        if missing:
+            raise CatalogError(f"{_last(written)}: [{where}] {missing[0]}: missing")
+        entry = Entry(kind=kind, code=code, **values | {"sources": self._cited(where, written)})
+        _check_advice(where, entry, written)
+        return entry
+
+    def _cited(self, where: str, written: _Fields) -> tuple[str, ...]:
+        item = written["sources"]
+        unknown = [name for name in texts(item.value) if name not in self.sources]
+        if unknown:
+            raise CatalogError(f"{item.file}: [{where}] sources: {unknown[0]!r} is not in [sources]")
+        sources = [(name, self.sources[name]) for name in texts(item.value)]
+        cited = tuple(_checked(source.file, f"[sources] {name}", source.value, text) for name, source in sources)
+        return (*cited, "site overlay") if any(other.file == OVERLAY for other in written.values()) else cited
 
 
-def _finish(draft: _Draft, where: str, kind: str, code: int | None, written: _Fields) -> Entry:
-    """Check every field of an entry, resolve its sources, and see that its advice does not contradict itself."""
-    values: dict[str, Any] = {}
-    for key, item in written.items():
-        if key not in READERS:
-            raise CatalogError(f"{item.file}: [{where}] {key}: unknown field; there are like, {', '.join(READERS)}")
-        values[key] = _checked(item.file, where, key, item.value, READERS[key])
-    if kind not in CODED:
-        values = {"name": kind.replace("_", " "), "meaning": KINDS[kind].meaning} | values
-    last = next((item.file for item in written.values() if item.file == OVERLAY), FILES[0])
-    for needed in fields(Entry):
-        if needed.default is MISSING and needed.name not in {"kind", "code", *values}:
-            raise CatalogError(f"{last}: [{where}] {needed.name}: missing")
-    values["sources"] = _cited(draft, where, written)
-    entry = Entry(kind=kind, code=code, **values)
-    _consistent(where, entry, written)
-    return entry
+def _written(file: str, where: str, table: object) -> dict[str, _Written]:
+    if not isinstance(table, dict):
+        raise CatalogError(f"{file}: [{where}]: must be a table")
+    return {name: _Written(value, file) for name, value in table.items()}
 
 
-def _cited(draft: _Draft, where: str, written: _Fields) -> tuple[str, ...]:
-    item = written["sources"]
-    cited = []
-    for name in texts(item.value):
-        if name not in draft.sources:
-            raise CatalogError(f"{item.file}: [{where}] sources: no source {name!r} in [sources]")
-        source = draft.sources[name]
-        cited.append(_checked(source.file, "sources", name, source.value, text))
-    if item.file != OVERLAY and any(other.file == OVERLAY for other in written.values()):
-        cited.append("site overlay")
-    return tuple(cited)
+def _last(written: _Fields) -> str:
+    """The file to blame for what an entry lacks: the overlay when it had a hand in it."""
+    return max((item.file for item in written.values()), key=lambda file: file == OVERLAY, default=OVERLAY)
 
 
-def _consistent(where: str, entry: Entry, written: _Fields) -> None:
-    both = set(entry.do_not) & set(entry.resolutions)
+def _check_advice(where: str, entry: Entry, written: _Fields) -> None:
+    both = sorted(set(entry.do_not) & set(entry.resolutions))
     if both:
-        raise CatalogError(f"{written['do_not'].file}: [{where}] do_not: also advised: {', '.join(sorted(both))}")
+        raise CatalogError(f"{_last(written)}: [{where}] resolutions: {both[0]} is in do_not too")
     if entry.fault_class is FaultClass.UNKNOWN and entry.severity is Severity.OK:
-        raise CatalogError(f"{written['severity'].file}: [{where}] severity: what is not known is not ok")
+        raise CatalogError(f"{_last(written)}: [{where}] severity: what is not known is not ok")
 
 
-_T = TypeVar("_T")
-
-
-def _checked(file: str, where: str, name: str, value: object, reader: Callable[[object], _T]) -> _T:
+def _checked(file: str, where: str, value: object, reader: Callable[[object], _T]) -> _T:
     try:
         return reader(value)
     except ValueError as error:
-        raise CatalogError(f"{file}: [{where}] {name}: {error}") from error
+        raise CatalogError(f"{file}: {where}: {error}") from error

@@ -1,12 +1,39 @@
-"""The fields of a catalog entry: what a TOML value must be to become one. Errors say what was expected."""
+"""One entry of the catalog: its fields, and what a TOML value must be to become one. Errors say what was expected."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
 from aggregator.model import Action, FaultClass, Resolution, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one code or kind means when it is read alone. How signals combine is the engine's business."""
+
+    kind: str  # xid, sxid, or another signal kind
+    code: int | None
+    name: str  # mnemonic or short name
+    meaning: str  # one sentence
+    severity: Severity
+    fault_class: FaultClass
+    action: Action  # node level
+    resolutions: tuple[Resolution, ...]  # the immediate advice, best first
+    weight: int  # 0..100: how strongly it is the cause within a burst; the highest wins
+    confidence: float  # prior that this reading alone is right
+    sources: tuple[str, ...]
+    do_not: tuple[Resolution, ...] = ()  # advice that would harm here
+    recurrence: tuple[Resolution, ...] = ()  # what to do if it comes back after the immediate advice
+    recurrence_advice: str = ""  # the same as one sentence
+    yields: bool = False  # a consequence: another cause in the burst explains it
+    applies_to: str = ""  # GPU generations, space separated; "" is all
+    min_driver: str = ""  # first driver branch that reports it, as "R565"; "" is any
+    xid154_since: str = ""  # from this branch on, XID 154 follows with the driver's own decision; "" is not known
+    note: str = ""  # what depends on generation, driver or text; where sources disagree
+
 
 _E = TypeVar("_E", bound=StrEnum)
 
