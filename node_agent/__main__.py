@@ -17,8 +17,11 @@ from pathlib import Path
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported; the uplink says in its own words what fails
 
-from node_agent.agent import Agent, GpuReader
-from node_agent.collectors import Collector
+from node_agent.agent import Agent
+from node_agent.collectors.dcgm import DcgmCollector
+from node_agent.collectors.nvml import NvmlCollector
+from node_agent.collectors.sysfs import SysfsCollector
+from node_agent.collectors.workloads import WorkloadsCollector
 from node_agent.control import ask_to_yield
 from node_agent.dial import Endpoint
 from node_agent.evidence import Recorder
@@ -27,7 +30,8 @@ from node_agent.logs import log_to_stderr
 from node_agent.probes import Probes
 from node_agent.query_socket import LONGEST_YIELD_SECONDS, SocketInUse
 from node_agent.settings import SOCKET_NAME, Settings, SettingsError, read_state_dir
-from node_agent.spool import Spool
+from node_agent.sources import Sources
+from node_agent.spool import Spool, SpoolInUse
 
 log = logging.getLogger("node_agent")
 
@@ -68,10 +72,10 @@ async def _run(settings: Settings) -> None:
     )
     endpoint = Endpoint(settings.aggregator_address, settings.token_file, settings.tls_ca_file)
     agent = Agent(identity, spool, recorder, endpoint, read_kernel_version(settings.proc_root))
-    collectors, gpus = _collectors(settings, agent, spool, boot_id)
+    spool.tell_losses_through(agent.encode_loss)
     probes = _serve_probes(settings.metrics_address, agent)
     try:
-        await agent.run(collectors, gpus, settings.socket_path, _stop_on_signals())
+        await agent.run(_sources(settings, agent), settings.socket_path, _stop_on_signals())
     except (SocketInUse, OSError) as error:
         raise SettingsError("STATE_DIR", str(error)) from error
     finally:
@@ -79,10 +83,35 @@ async def _run(settings: Settings) -> None:
         spool.close()
 
 
-def _collectors(
-    settings: Settings, agent: Agent, spool: Spool, boot_id: str
-) -> tuple[list[Collector], GpuReader | None]:
-    return [], None
+def _sources(settings: Settings, agent: Agent) -> Sources:
+    gpus = _gpus(settings, agent)
+    workloads = WorkloadsCollector(settings.pod_resources_socket, settings.proc_root)
+    return Sources(
+        gpus=gpus,
+        sysfs=SysfsCollector(
+            settings.sysfs_root,
+            settings.proc_root,
+            gpus.nvml_gpus if gpus else lambda: None,
+            workloads_of_pid=workloads.workloads_of_pid,
+        ),
+        dcgm=DcgmCollector(settings.dcgm_exporter_url),
+        workloads=workloads,
+        kernel=(),
+    )
+
+
+def _gpus(settings: Settings, agent: Agent) -> NvmlCollector | None:
+    if settings.nvml == "off":
+        return None
+    return NvmlCollector(
+        state_dir=settings.state_dir,
+        report_snapshot=agent.report_snapshot,
+        sysfs_root=settings.sysfs_root,
+        kernel_version=read_kernel_version(settings.proc_root),
+        expected_gpus=settings.expected_gpus,
+        simulated=settings.simulated_driver,
+        required=settings.nvml == "on",
+    )
 
 
 def _boot_id(proc_root: Path) -> str:
@@ -95,8 +124,10 @@ def _boot_id(proc_root: Path) -> str:
 def _open_spool(state_dir: Path) -> Spool:
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(state_dir, os.W_OK | os.X_OK):
+            raise SettingsError("STATE_DIR", f"{state_dir} cannot be written")
         return Spool.open(state_dir)
-    except OSError as error:
+    except (OSError, SpoolInUse) as error:
         raise SettingsError("STATE_DIR", f"cannot be used: {error}") from error
 
 

@@ -6,20 +6,17 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
-from node_agent.collectors import Collector, CollectorAbsent
 from node_agent.dial import Endpoint
 from node_agent.evidence import Fact, Inventory, Recorder, Snapshot
 from node_agent.heartbeat import Heartbeat
 from node_agent.identity import Identity
 from node_agent.probes import Vitals
-from node_agent.query_socket import Driver, Questions, serve_queries
+from node_agent.query_socket import Questions, serve_queries
+from node_agent.sources import Sources
 from node_agent.spool import Spool
 from node_agent.supervisor import Supervisor
 from node_agent.uplink import Uplink
@@ -34,19 +31,6 @@ STOP_COLLECTORS_SECONDS = 1.5
 DRAIN_SECONDS = 2.0
 
 
-class GpuReader(Driver, Protocol):
-    """The collector that reads the GPUs."""
-
-    @property
-    def deadline_misses(self) -> int:
-        """Driver calls that overran their deadline since the agent started."""
-        ...
-
-    async def snapshot(self, timeout_seconds: float) -> Snapshot:
-        """A fresh reading; raises when there is none in time."""
-        ...
-
-
 class Agent:
     """One agent on one node. Collectors report through `report` and `report_snapshot`; `run` keeps everything going."""
 
@@ -57,7 +41,7 @@ class Agent:
         self._spool = spool
         self._recorder = recorder
         self._bare_inventory = Inventory(kernel_version=kernel_version)
-        self._gpus: GpuReader | None = None
+        self._sources: Sources | None = None
         self._supervisor = Supervisor((), self.report)
         self._heartbeat = Heartbeat(self.report, self._each_beat)
         self._uplink = Uplink(
@@ -75,29 +59,29 @@ class Agent:
 
     def report(self, fact: Fact) -> None:
         """Take one fact from a collector into the spool."""
-        known = fact.kind in self._evidence_by_kind or len(self._evidence_by_kind) < MAX_COUNTED_KINDS
-        self._evidence_by_kind[fact.kind if known else "other"] += 1
-        self._recorder.report(fact)
+        self._count(fact)
+        self._recorder.report(self._sources.name_holders(fact) if self._sources else fact)
+
+    def encode_loss(self, fact: Fact) -> bytes:
+        """A loss of the spool as evidence, which the spool writes itself."""
+        self._count(fact)
+        return self._recorder.encode(fact)
 
     def report_snapshot(self, snapshot: Snapshot) -> None:
-        """Take the node's present state into the spool, with how the collectors stand."""
-        self._latest = replace(snapshot, collectors=dict(self._supervisor.states))
+        """Take the node's present state into the spool, completed by what all collectors know."""
+        self._latest = self._complete(snapshot)
         self._recorder.report_snapshot(self._latest)
 
     async def collect_now(self, timeout_seconds: float) -> Snapshot:
-        """A fresh reading of the GPUs. Raises what the GPU collector raises, and CollectorAbsent when there is none."""
-        if self._gpus is None:
-            raise CollectorAbsent("this agent reads no GPUs (GCM_SENTINEL_NVML=off)")
-        snapshot = await self._gpus.snapshot(timeout_seconds)
-        return replace(snapshot, collectors=dict(self._supervisor.states))
+        """A fresh reading of the GPUs; raises when there is none."""
+        assert self._sources is not None
+        return self._complete(await self._sources.read_gpus(timeout_seconds))
 
-    async def run(
-        self, collectors: Sequence[Collector], gpus: GpuReader | None, socket_path: Path, stop: asyncio.Event
-    ) -> None:
+    async def run(self, sources: Sources, socket_path: Path, stop: asyncio.Event) -> None:
         """Observe and deliver until `stop` is set, then take leave: collectors end, and the last facts go out as far as the server
         takes them in time. Raises SocketInUse or OSError when the socket cannot be served."""
-        self._gpus = gpus
-        self._supervisor = Supervisor(collectors, self.report)
+        self._sources = sources
+        self._supervisor = Supervisor(sources.collectors, self.report)
         async with serve_queries(socket_path, self._questions()), asyncio.TaskGroup() as group:
             delivering = [group.create_task(self._heartbeat.run()), group.create_task(self._uplink.run())]
             self.report(self._own_fact("agent_started", f"agent {self._identity.agent_version} started"))
@@ -113,6 +97,7 @@ class Agent:
     def vitals(self) -> Vitals:
         """How the agent stands. Safe to call from any thread."""
         logs = (self._spool.events, self._spool.samples)
+        gpus = self._sources.gpus if self._sources else None
         offset = self._uplink.offset
         return Vitals(
             node=self._identity.node,
@@ -123,7 +108,7 @@ class Agent:
             connected=self._uplink.connected,
             dials=self._uplink.dials,
             sync_lag_seconds=self._sync_lag_seconds,
-            nvml_deadline_misses=self._gpus.deadline_misses if self._gpus else 0,
+            nvml_deadline_misses=gpus.deadline_misses if gpus else 0,
             clock_offset_seconds=offset.seconds if offset else None,
             clock_error_seconds=offset.error if offset else None,
             evidence_by_kind=dict(self._evidence_by_kind),
@@ -131,6 +116,10 @@ class Agent:
             unacked_bytes={each.name: each.end_offset - max(each.acked_offset, each.begin_offset) for each in logs},
             collector_states=dict(self._supervisor.states),
         )
+
+    def _count(self, fact: Fact) -> None:
+        known = fact.kind in self._evidence_by_kind or len(self._evidence_by_kind) < MAX_COUNTED_KINDS
+        self._evidence_by_kind[fact.kind if known else "other"] += 1
 
     async def _drain(self) -> None:
         try:
@@ -171,8 +160,11 @@ class Agent:
             latest_snapshot=self._latest_message,
             collect_now=self.collect_now,
             snapshot_message=self._recorder.snapshot_message,
-            driver=self._gpus,
+            driver=self._sources.gpus if self._sources else None,
         )
+
+    def _complete(self, snapshot: Snapshot) -> Snapshot:
+        return self._sources.complete(snapshot, self._supervisor.states) if self._sources else snapshot
 
     def _latest_message(self) -> evidence_pb2.NodeSnapshot | None:
         return self._recorder.snapshot_message(self._latest) if self._latest else None

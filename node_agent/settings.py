@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from urllib.parse import urlsplit
 
 PREFIX = "GCM_SENTINEL_"
 MAX_EXPECTED_GPUS = 256
-MAX_NODE_NAME_CHARACTERS = 253  # a DNS subdomain name, which is what Kubernetes allows
 MAX_SOCKET_PATH_BYTES = 107  # sun_path less its terminating zero
 SOCKET_NAME = "agent.sock"
 
 NvmlMode = Literal["auto", "on", "off", "simulated"]
 T = TypeVar("T")
+_NODE_NAME = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
+)  # what the aggregator takes; Kubernetes allows less
 
 
 class SettingsError(Exception):
@@ -119,9 +122,9 @@ def _optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
 
 
 def _node_name(text: str) -> str:
-    if len(text) > MAX_NODE_NAME_CHARACTERS or not text.isprintable() or set(text) & set(" /"):
+    if not _NODE_NAME.fullmatch(text):
         raise ValueError(
-            f"must be a node name of at most {MAX_NODE_NAME_CHARACTERS} characters, without spaces or slashes"
+            f"must be a node name: 1 to 253 letters, digits, dots, dashes and underscores, not {text[:300]!r}"
         )
     return text
 

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc.aio
 
@@ -43,6 +44,7 @@ class Cursor:
     def __init__(self, spool_log: SpoolLog, committed_offset: int) -> None:
         self.log = spool_log
         self.sent = self.stored = spool_log.resume_at(committed_offset)
+        self._nothing_before = self.sent
 
     @property
     def open(self) -> bool:
@@ -56,7 +58,13 @@ class Cursor:
         records = self.log.read(self.sent, max_bytes=max_bytes, max_records=BATCH_RECORDS)
         if records:
             self.sent = records[-1].end_offset
+        else:
+            self._nothing_before = self.log.end_offset
         return records
+
+    async def wait(self) -> None:
+        """Return when there may be something to take. What is lost or unreadable at the end is not asked for again and again."""
+        await self.log.wait_beyond(max(self.sent, self._nothing_before))
 
     def acknowledge(self, offset: int) -> None:
         """The server has stored what ends at or before the offset; what was never sent cannot be."""
@@ -151,8 +159,8 @@ class Stream:
         return None
 
     async def _wait_for_work(self) -> None:
-        waits = [asyncio.ensure_future(self._work.wait())]
-        waits += [asyncio.ensure_future(c.log.wait_beyond(c.sent)) for c in self._cursors if c.open]
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._work.wait())]
+        waits += [asyncio.ensure_future(c.wait()) for c in self._cursors if c.open]
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in done:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from node_agent.spool import Spool
 
 from node_agent.dial import Endpoint
 from node_agent.evidence import Fact, Inventory, Recorder, Snapshot
 from node_agent.identity import Identity
+from node_agent.spool import Spool
 from node_agent.uplink import Pace, Uplink
 from tests.agent.scripted_aggregator import ScriptedAggregator
 

@@ -57,6 +57,7 @@ class ScriptedAggregator(AgentServiceServicer):
         self._server: grpc.aio.Server | None = None
         self._context: Context | None = None
         self._arrived = asyncio.Condition()
+        self._writing = asyncio.Lock()
 
     async def start(self) -> str:
         """Serve on the same port as before, or any; returns the address."""
@@ -85,7 +86,7 @@ class ScriptedAggregator(AgentServiceServicer):
         """Ask the agent for a reading."""
         assert self._context is not None
         request = pb.CollectRequest(request_id=request_id, deadline_ms=deadline_ms)
-        await self._context.write(pb.ConnectResponse(collect_request=request))
+        await self._write(self._context, pb.ConnectResponse(collect_request=request))
 
     async def end_stream(self) -> None:
         """Close the present stream in an orderly way."""
@@ -117,7 +118,7 @@ class ScriptedAggregator(AgentServiceServicer):
         first = await anext(aiter(requests))
         assert first.WhichOneof("message") == "hello"
         self.hellos.append(first.hello)
-        await context.write(pb.ConnectResponse(hello=self._hello(first.hello)))
+        await self._write(context, pb.ConnectResponse(hello=self._hello(first.hello)))
         self._context = context
         await self._notify()
         async for request in requests:
@@ -156,7 +157,7 @@ class ScriptedAggregator(AgentServiceServicer):
                 reply.clock_reply.server_at.FromNanoseconds(
                     time.time_ns() + round(self.script.clock_ahead_seconds * 1e9)
                 )
-                await context.write(reply)
+                await self._write(context, reply)
 
     async def _store(self, batch: pb.RecordBatch, context: Context) -> None:
         for record in batch.records:
@@ -171,7 +172,11 @@ class ScriptedAggregator(AgentServiceServicer):
         if self.script.ack:
             self.committed[batch.spool_id] = batch.records[-1].end_offset
             ack = pb.Ack(spool_id=batch.spool_id, offset=batch.records[-1].end_offset)
-            await context.write(pb.ConnectResponse(ack=ack))
+            await self._write(context, pb.ConnectResponse(ack=ack))
+
+    async def _write(self, context: Context, response: pb.ConnectResponse) -> None:
+        async with self._writing:  # gRPC takes one write at a time
+            await context.write(response)
 
     async def _notify(self) -> None:
         async with self._arrived:

@@ -44,7 +44,8 @@ def test_a_simulated_driver_names_its_file() -> None:
     [
         ("NODE_NAME", "two words", "node name"),
         ("NODE_NAME", "a/b", "node name"),
-        ("NODE_NAME", "n" * 254, "253"),
+        ("NODE_NAME", "-node", "node name"),
+        ("NODE_NAME", "n" * 254, "1 to 253"),
         ("AGGREGATOR_ADDRESS", "localhost", "HOST:PORT"),
         ("AGGREGATOR_ADDRESS", "localhost:0", "port"),
         ("AGGREGATOR_ADDRESS", "localhost:70000", "65535"),
