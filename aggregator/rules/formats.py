@@ -102,27 +102,27 @@ def clean(raw: str) -> str:
     return text
 
 
-def parse(raw: str, *, year: int | None = None) -> Line:
-    """The message of a raw line. `year` is what RFC 3164 times, which have none, are read with."""
-    return parse_clean(clean(raw), year=year)
+def parse(raw: str, *, now_us: int | None = None) -> Line:
+    """The message of a raw line. `now_us` gives times without a year theirs: the last that is not to come."""
+    return parse_clean(clean(raw), now_us=now_us)
 
 
-def parse_clean(text: str, *, year: int | None = None) -> Line:
+def parse_clean(text: str, *, now_us: int | None = None) -> Line:
     """As `parse`, of a line that went through `clean`."""
     dress = _Dress(text.lstrip())
     indent = len(text) - len(dress.text)
     for _ in range(6):
-        if dress.text.startswith(_DRIVERS) or not _peel(dress, year):
+        if dress.text.startswith(_DRIVERS) or not _peel(dress, now_us):
             break
         indent = len(dress.text) - len(dress.text.lstrip())
         dress.text = dress.text.lstrip()
     return _line(dress, indent)
 
 
-def _peel(dress: _Dress, year: int | None) -> bool:
+def _peel(dress: _Dress, now_us: int | None) -> bool:
     """Take off one layer. Each may occur once; what looks like a second one belongs to the message."""
     for layer in _LAYERS.get(dress.text[:1], _WORD_LAYERS):
-        if layer not in dress.peeled and layer(dress, year):
+        if layer not in dress.peeled and layer(dress, now_us):
             dress.peeled.append(layer)
             return True
     return False
@@ -153,7 +153,7 @@ def _kernel(dress: _Dress, facility: int, level: int | None) -> None:
     dress.origin = Origin.KERNEL if facility == 0 else Origin.USERSPACE
 
 
-def _kmsg(dress: _Dress, year: int | None) -> bool:
+def _kmsg(dress: _Dress, now_us: int | None) -> bool:
     found = _KMSG.match(dress.text)
     if found is None:
         return False
@@ -175,7 +175,7 @@ def unescape(text: str) -> str:
         return raw
 
 
-def _priority(dress: _Dress, year: int | None) -> bool:
+def _priority(dress: _Dress, now_us: int | None) -> bool:
     found = _PRIORITY.match(dress.text)
     if found is None or int(found[1]) > 191:
         return False
@@ -183,7 +183,7 @@ def _priority(dress: _Dress, year: int | None) -> bool:
     _kernel(dress, int(found[1]) >> 3, int(found[1]) & 7)
     modern = _RFC5424.match(dress.text)
     if modern:
-        dress.at_us = times.parse(modern[1], year=year)
+        dress.at_us = times.parse(modern[1], now_us=now_us)
         dress.host = modern[2]
         dress.cut(modern.end())
         _tagged(dress, modern[3], None if modern[4] == "-" else modern[4])
@@ -199,7 +199,7 @@ def _tagged(dress: _Dress, tag: str, pid: str | None) -> None:
     dress.origin, dress.program = Origin.PROGRAM, tag
 
 
-def _uptime(dress: _Dress, year: int | None) -> bool:
+def _uptime(dress: _Dress, now_us: int | None) -> bool:
     found = _UPTIME.match(dress.text)
     if found is None:
         return False
@@ -210,29 +210,29 @@ def _uptime(dress: _Dress, year: int | None) -> bool:
     return True
 
 
-def _ctime(dress: _Dress, year: int | None) -> bool:
+def _ctime(dress: _Dress, now_us: int | None) -> bool:
     found = _CTIME.match(dress.text)
     if found is None:
         return False
-    dress.at_us = times.parse(found[1], year=year)
+    dress.at_us = times.parse(found[1], now_us=now_us)
     dress.cut(found.end())
     if dress.origin is Origin.UNKNOWN:
         dress.origin = Origin.KERNEL
     return True
 
 
-def _fabric_manager(dress: _Dress, year: int | None) -> bool:
+def _fabric_manager(dress: _Dress, now_us: int | None) -> bool:
     found = _FABRIC_MANAGER.match(dress.text)
     if found is None:
         return False
-    dress.at_us = times.parse(found[1], year=year)
+    dress.at_us = times.parse(found[1], now_us=now_us)
     dress.level = _LEVELS.get(found[2].lower()[:4].rstrip("o"))
     dress.origin, dress.program = Origin.PROGRAM, "fabricmanager"
     dress.cut(found.end())
     return True
 
 
-def _without_time(dress: _Dress, year: int | None) -> bool:
+def _without_time(dress: _Dress, now_us: int | None) -> bool:
     found = _DELTA.match(dress.text) or _HUMAN.match(dress.text)
     if found is None:
         return False
@@ -242,7 +242,7 @@ def _without_time(dress: _Dress, year: int | None) -> bool:
     return True
 
 
-def _pod(dress: _Dress, year: int | None) -> bool:
+def _pod(dress: _Dress, now_us: int | None) -> bool:
     found = _POD.match(dress.text)
     if found is None:
         return False
@@ -250,16 +250,16 @@ def _pod(dress: _Dress, year: int | None) -> bool:
     return True
 
 
-def _iso(dress: _Dress, year: int | None) -> bool:
+def _iso(dress: _Dress, now_us: int | None) -> bool:
     cri = _CRI.match(dress.text)
     if cri:
-        dress.at_us = times.parse(cri[1], year=year)
+        dress.at_us = times.parse(cri[1], now_us=now_us)
         dress.cut(cri.end())
         return True
     found = _ISO.match(dress.text)
     if found is None:
         return False
-    dress.at_us = times.parse(found[1], year=year)
+    dress.at_us = times.parse(found[1], now_us=now_us)
     dress.cut(found.end())
     if "," in found[1] and "T" in found[1]:  # dmesg alone writes a comma after a T
         dress.origin = Origin.KERNEL if dress.origin is Origin.UNKNOWN else dress.origin
@@ -268,11 +268,11 @@ def _iso(dress: _Dress, year: int | None) -> bool:
     return True
 
 
-def _bsd(dress: _Dress, year: int | None) -> bool:
+def _bsd(dress: _Dress, now_us: int | None) -> bool:
     found = _RFC3164.match(dress.text) or _WEEKDAY_ISO.match(dress.text) or _EPOCH.match(dress.text)
     if found is None:
         return False
-    at = int(found[1]) * 1_000_000 + int(found[2]) if found.re is _EPOCH else times.parse(found[1], year=year)
+    at = int(found[1]) * 1_000_000 + int(found[2]) if found.re is _EPOCH else times.parse(found[1], now_us=now_us)
     if at is None:
         return False
     dress.at_us = at
@@ -293,7 +293,7 @@ def _host_and_tag(dress: _Dress) -> None:
     _tagged(dress, found["tag"], parts.get("pid"))
 
 
-def _decoded(dress: _Dress, year: int | None) -> bool:
+def _decoded(dress: _Dress, now_us: int | None) -> bool:
     found = _DECODED.match(dress.text)
     if found is None:
         return False
@@ -303,7 +303,7 @@ def _decoded(dress: _Dress, year: int | None) -> bool:
     return True
 
 
-def _bare_kernel(dress: _Dress, year: int | None) -> bool:
+def _bare_kernel(dress: _Dress, now_us: int | None) -> bool:
     """`kernel: text` or `host kernel: text`, where the time was cut away or stands in front."""
     found = _BARE_TAG.match(dress.text)
     if found is None or dress.origin is Origin.PROGRAM:
@@ -314,7 +314,7 @@ def _bare_kernel(dress: _Dress, year: int | None) -> bool:
     return True
 
 
-def _compose(dress: _Dress, year: int | None) -> bool:
+def _compose(dress: _Dress, now_us: int | None) -> bool:
     found = _COMPOSE.match(dress.text)
     if found is None:
         return False
@@ -322,7 +322,7 @@ def _compose(dress: _Dress, year: int | None) -> bool:
     return True
 
 
-def _klog(dress: _Dress, year: int | None) -> bool:
+def _klog(dress: _Dress, now_us: int | None) -> bool:
     found = _KLOG.match(dress.text)
     if found is None:
         return False
@@ -331,7 +331,7 @@ def _klog(dress: _Dress, year: int | None) -> bool:
     return True
 
 
-def _logfmt(dress: _Dress, year: int | None) -> bool:
+def _logfmt(dress: _Dress, now_us: int | None) -> bool:
     message = _LOGFMT_MESSAGE.search(dress.text) if _LOGFMT.match(dress.text) else None
     if message is None:
         return False
@@ -340,12 +340,12 @@ def _logfmt(dress: _Dress, year: int | None) -> bool:
     return True
 
 
-def _json(dress: _Dress, year: int | None) -> bool:
+def _json(dress: _Dress, now_us: int | None) -> bool:
     record = _loaded(dress.text)
     if record is None:
         return False
     nested = record.get("jsonPayload")
-    return _json_record(dress, nested if isinstance(nested, dict) else record, year)
+    return _json_record(dress, nested if isinstance(nested, dict) else record, now_us)
 
 
 def _loaded(text: str) -> dict[str, Any] | None:
@@ -356,18 +356,18 @@ def _loaded(text: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _json_record(dress: _Dress, record: dict[str, Any], year: int | None) -> bool:
+def _json_record(dress: _Dress, record: dict[str, Any], now_us: int | None) -> bool:
     if "MESSAGE" in record:
         _journal(dress, record)
         return True
     if "msg" in record and "pri" in record:  # dmesg --json
-        dmesg_record(dress, record, year)
+        dmesg_record(dress, record, now_us)
         return True
     for key in ("log", "message", "msg", "textPayload", "line", "MSG", "text"):
         if isinstance(record.get(key), str):
             dress.text = record[key].rstrip("\n")
             stamp = record.get("time") or record.get("timestamp") or record.get("@timestamp") or record.get("ts")
-            dress.at_us = times.parse(str(stamp), year=year) if stamp is not None else dress.at_us
+            dress.at_us = times.parse(str(stamp), now_us=now_us) if stamp is not None else dress.at_us
             return True
     return False
 
@@ -391,7 +391,7 @@ def _journal(dress: _Dress, record: dict[str, Any]) -> None:
         _kernel(dress, _number(record.get("SYSLOG_FACILITY")) or 0, dress.level)
 
 
-def dmesg_record(dress: _Dress, record: dict[str, Any], year: int | None) -> None:
+def dmesg_record(dress: _Dress, record: dict[str, Any], now_us: int | None) -> None:
     """One record of `dmesg --json`, plain or decoded (-x)."""
     facility, priority = record.get("fac"), record.get("pri")
     if isinstance(priority, int):
@@ -402,7 +402,7 @@ def dmesg_record(dress: _Dress, record: dict[str, Any], year: int | None) -> Non
     if isinstance(stamp, int | float):
         dress.uptime_us = round(stamp * 1e6)
     elif isinstance(stamp, str):
-        dress.at_us = times.parse(stamp, year=year)
+        dress.at_us = times.parse(stamp, now_us=now_us)
     dress.text = str(record["msg"])
 
 

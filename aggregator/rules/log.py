@@ -22,16 +22,17 @@ from aggregator.rules.words import grammars_for, stems_in
 class LogReader:
     """Reads one input line by line: feed it everything, then `finish`, then ask for `signals`.
 
-    `name` goes in front of line numbers in signal ids, for a reading of several files. `year` is for times that have none.
+    `name` goes in front of line numbers in signal ids, for a reading of several files. `now_us` is for times
+    that name no year: microseconds since the epoch.
     """
 
-    def __init__(self, *, name: str = "", year: int | None = None) -> None:
+    def __init__(self, *, name: str = "", now_us: int | None = None) -> None:
         self.lines_read = 0
         self.lines_matched = 0
         self.driver_version: str | None = None
         self.gpu_model: str | None = None
         self._name = name
-        self._year = year
+        self._now_us = now_us
         self._open: _Open | None = None
         self._dmesg_json = formats.DmesgJson()
         self._tables = Tables()
@@ -80,7 +81,7 @@ class LogReader:
         record = self._dmesg_json.record(raw)
         if record is None:
             return
-        line = formats.parse(record, year=self._year)
+        line = formats.parse(record, now_us=self._now_us)
         if self._open is not None:
             whole = records.joined(self._open.line.text, line)
             if whole is not None:
@@ -157,9 +158,9 @@ class _Open:
     raw: str
 
 
-def read_log(lines: Iterable[str], *, year: int | None = None) -> tuple[Signal, ...]:
+def read_log(lines: Iterable[str], *, now_us: int | None = None) -> tuple[Signal, ...]:
     """The signals of a log given line by line."""
-    reader = LogReader(year=year)
+    reader = LogReader(now_us=now_us)
     for line in lines:
         reader.feed(line)
     reader.finish()

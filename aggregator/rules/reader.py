@@ -15,7 +15,10 @@ from aggregator.rules.grammar.reading import Grammar, Line, Origin, Reading
 from aggregator.rules.grammar.xid_text import recovery_action
 from aggregator.rules.words import grammars_for
 
-_TENANT_KINDS = frozenset(("userspace_kernel_line", "secondhand_xid", "cuda_error", "nccl_error"))
+_TENANT_KINDS = frozenset(("userspace_kernel_line", "secondhand_xid"))
+_PROGRAM_KINDS = frozenset(
+    ("cuda_error", "nccl_error")
+)  # only in what an operator hands in: no agent reads program logs
 _XID_EVENT = 8  # nvmlEventTypeXidCriticalError
 _RECOVERY_ACTIONS = (
     "none",
@@ -51,7 +54,9 @@ def readings_of(line: Line, grammars: Iterable[Grammar]) -> list[Reading]:
 
 
 def trust_of(kind: str) -> Trust:
-    """Words of programs and forged kernel lines are a tenant's; everything else here comes from the kernel or the agent."""
+    """Hearsay and forged kernel lines are a tenant's; everything else but programs' errors comes from the kernel or the agent."""
+    if kind in _PROGRAM_KINDS:
+        return Trust.CLUSTER
     return Trust.TENANT if kind in _TENANT_KINDS else Trust.HARDWARE
 
 

@@ -13,18 +13,22 @@ _ISO = re.compile(
 _NAMED = re.compile(
     r"(?:[A-Z][a-z]{2} )?([A-Z][a-z]{2}) {1,2}(\d{1,2}) (?:(\d{4}) )?(\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?(?: (\d{4}))?$"
 )
+_CLOCKS_DIFFER_US = 86_400_000_000  # and zones: a day ahead is no time to come
 _EPOCH = re.compile(r"(\d{10})(?:\.(\d{1,9}))?$")
 
 
-def parse(text: str, *, year: int | None = None) -> int | None:
-    """Microseconds since the epoch, UTC; None for what is no time. `year` is for times that name none (default: 1970)."""
+def parse(text: str, *, now_us: int | None = None) -> int | None:
+    """Microseconds since the epoch, UTC; None for what is no time.
+
+    A time that names no year gets the last one that does not put it after `now_us`; without `now_us`, 1970.
+    """
     text = text.strip()
     iso = _ISO.match(text)
     if iso:
         return _iso(iso)
     named = _NAMED.match(text)
     if named:
-        return _named(named, year)
+        return _named(named, now_us)
     epoch = _EPOCH.match(text)
     return int(epoch[1]) * 1_000_000 + _micros(epoch[2]) if epoch else None
 
@@ -37,15 +41,20 @@ def _iso(found: re.Match[str]) -> int | None:
     return at - offset if found[9] == "+" else at + offset
 
 
-def _named(found: re.Match[str], year: int | None) -> int | None:
+def _named(found: re.Match[str], now_us: int | None) -> int | None:
     name = found[1].lower()
     if name not in _MONTHS:
         return None
     month = _MONTHS.index(name) + 1
     written = found[3] or found[8]
-    chosen = int(written) if written else year or 1970
     clock = (int(found[4]), int(found[5]), int(found[6]))
-    return _epoch_us(chosen, month, int(found[2]), *clock, micros=_micros(found[7]))
+    if written:
+        return _epoch_us(int(written), month, int(found[2]), *clock, micros=_micros(found[7]))
+    year = 1970 if now_us is None else datetime.fromtimestamp(now_us // 1_000_000, UTC).year
+    at = _epoch_us(year, month, int(found[2]), *clock, micros=_micros(found[7]))
+    if now_us is None or (at is not None and at <= now_us + _CLOCKS_DIFFER_US):
+        return at
+    return _epoch_us(year - 1, month, int(found[2]), *clock, micros=_micros(found[7]))
 
 
 def _micros(fraction: str | None) -> int:

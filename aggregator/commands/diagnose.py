@@ -1,0 +1,247 @@
+"""`gcm-sentinel diagnose`: logs in, verdicts out; needs no server, no cluster and no key.
+
+Reads whatever an operator has at hand, groups it as the aggregator would, and judges each incident with the same rules.
+`--format json` is a contract (DESIGN §5): one object on stdout. Notices about the input go to stderr. Exit codes: 0 done; 2 an
+input could not be opened, or the rules overlay is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aggregator import correlator, rules
+from aggregator.commands.log_input import LogInput, Unreadable
+from aggregator.model import SEVERITY_ORDER, Incident, Severity, Signal, Verdict
+from aggregator.rules import LogReader
+from aggregator.rules.catalog import Catalog, CatalogError, load
+
+OVERLAY_VARIABLE = "GCM_SENTINEL_RULES_OVERLAY"
+_PROGRESS_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One incident and what the rules say about it."""
+
+    incident: Incident
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that was read and concluded."""
+
+    signals: tuple[Signal, ...]
+    findings: tuple[Finding, ...]  # worst first
+    lines_read: int
+    lines_matched: int
+
+    @property
+    def severity(self) -> Severity:
+        """The worst finding's; ok without any."""
+        return self.findings[0].verdict.severity if self.findings else Severity.OK
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Inputs, output format, and what the text may not tell by itself."""
+    parser.description = (
+        "Read logs (dmesg, journal, kmsg, syslog, fabric manager, nvidia-smi, dcgm-exporter …), print the verdict."
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="files, plain or gzip; - or nothing reads stdin")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (text)")
+    parser.add_argument(
+        "--gpu-model", default="", metavar="M", help="GPU model, where the text does not name it: H100, B200 …"
+    )
+    parser.add_argument(
+        "--driver", default="", metavar="V", help="NVIDIA driver version, where the text does not name it"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Diagnose the named inputs; return the exit code."""
+    try:
+        catalog = _catalog()
+    except (CatalogError, OSError) as error:
+        _notice(f"{OVERLAY_VARIABLE}: {error}")
+        return 2
+    paths = list(dict.fromkeys(args.files)) or ["-"]
+    readers, unreadable = _read_all(paths)
+    if readers:
+        context = rules.Context(
+            driver_version=args.driver or _first(reader.driver_version for reader in readers),
+            gpu_model=args.gpu_model or _first(reader.gpu_model for reader in readers),
+            catalog=catalog,
+        )
+        diagnosis = diagnose(readers, context)
+        try:
+            _print(diagnosis, args.format)
+        except BrokenPipeError:  # whoever reads us has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 2 if unreadable else 0
+
+
+def diagnose(readers: Sequence[LogReader], context: rules.Context) -> Diagnosis:
+    """Group what was read into incidents as the aggregator does, and judge each."""
+    signals = tuple(signal for reader in readers for signal in reader.signals())
+    timed = _timed(signals)
+    step = correlator.step(
+        correlator.State(), timed, max((signal.at_us or 0 for signal in timed), default=0), correlator.Windows()
+    )
+    latest = {change.incident.id: change.incident for change in step.changes}
+    findings = [Finding(incident, rules.judge(incident.signals, context)) for incident in latest.values()]
+    findings.sort(key=lambda finding: (-SEVERITY_ORDER[finding.verdict.severity], finding.incident.opened_us))
+    return Diagnosis(
+        signals=signals,
+        findings=tuple(findings),
+        lines_read=sum(reader.lines_read for reader in readers),
+        lines_matched=sum(reader.lines_matched for reader in readers),
+    )
+
+
+def _catalog() -> Catalog:
+    path = os.environ.get(OVERLAY_VARIABLE)
+    return load(Path(path).read_bytes()) if path else load()
+
+
+def _read_all(paths: Sequence[str]) -> tuple[list[LogReader], bool]:
+    """Read every input that can be opened; the second value tells whether one could not."""
+    readers: list[LogReader] = []
+    unreadable = False
+    for path in paths:
+        try:
+            source = LogInput(path, _notice)
+        except Unreadable as error:
+            _notice(str(error))
+            unreadable = True
+            continue
+        reader = LogReader(name=source.name if len(paths) > 1 else "", now_us=time.time_ns() // 1000)
+        _read(source, reader)
+        readers.append(reader)
+    return readers, unreadable
+
+
+def _read(source: LogInput, reader: LogReader) -> None:
+    progress = Progress(source)
+    for block in source.blocks():
+        reader.feed(block)
+        progress.show(reader.lines_read)
+    source.close()
+    reader.finish()
+    progress.clear()
+    if reader.signals_dropped:
+        _notice(f"{source.name}: {reader.signals_dropped} further signals were too many to keep")
+
+
+class Progress:
+    """A progress bar on stderr, where that is a terminal and the reading takes longer than a blink."""
+
+    def __init__(self, source: LogInput) -> None:
+        self._source = source
+        self._on = sys.stderr.isatty()
+        self._next = time.monotonic() + 2 * _PROGRESS_SECONDS
+        self._shown = False
+
+    def show(self, lines: int) -> None:
+        """Draw it anew, at most five times a second."""
+        if not self._on or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _PROGRESS_SECONDS
+        self._shown = True
+        done = f"{self._source.bytes_read / 1e6:,.0f} MB"
+        if self._source.size:
+            part = min(1.0, self._source.bytes_read / self._source.size)
+            done = f"[{'#' * round(30 * part):<30}] {part:4.0%}  {done}"
+        sys.stderr.write(f"\r\x1b[K{self._source.name}  {done}  {lines:,} lines")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+
+
+def _timed(signals: Sequence[Signal]) -> list[Signal]:
+    """Signals that can be grouped: what has no time takes that of the line before it, else of the first that has one."""
+    last = next((signal.at_us for signal in signals if signal.at_us is not None), 0)
+    timed = []
+    for order, signal in enumerate(signals):
+        last = last if signal.at_us is None else signal.at_us
+        timed.append(replace(signal, at_us=last, order=order))
+    return timed
+
+
+def _first(values: Iterable[str | None]) -> str:
+    return next((value for value in values if value), "")
+
+
+def _notice(text: str) -> None:
+    sys.stderr.write(f"gcm-sentinel diagnose: {text}\n")
+
+
+def _print(diagnosis: Diagnosis, form: str) -> None:
+    if form == "json":
+        json.dump(as_json(diagnosis), sys.stdout, ensure_ascii=True)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.write(as_text(diagnosis))
+    sys.stdout.flush()
+
+
+def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """The contract's object."""
+    return {
+        "signals": [
+            {
+                "id": signal.id,
+                "kind": signal.kind,
+                "code": signal.code,
+                "pci": signal.pci,
+                "gpu_uuid": signal.gpu_uuid,
+                "mig": signal.mig,
+                "line": signal.line,
+                "raw": signal.raw,
+            }
+            for signal in diagnosis.signals
+        ],
+        "incidents": [_incident_json(finding) for finding in diagnosis.findings],
+        "severity": diagnosis.severity.value,
+        "lines_read": diagnosis.lines_read,
+        "lines_matched": diagnosis.lines_matched,
+    }
+
+
+def _incident_json(finding: Finding) -> dict[str, Any]:
+    subject, verdict = finding.incident.subject, finding.verdict
+    return {
+        "id": finding.incident.id,
+        "subject": {"pci": subject.pci, "gpu_uuid": subject.gpu_uuid},
+        "severity": verdict.severity.value,
+        "fault_class": verdict.fault_class.value,
+        "action": verdict.action.value,
+        "resolutions": [resolution.value for resolution in verdict.resolutions],
+        "root_cause": verdict.root_cause,
+        "summary": verdict.summary,
+        "confidence": verdict.confidence,
+        "citations": list(verdict.citations),
+        "rule_ids": list(verdict.rule_ids),
+        "recurrence_advice": verdict.recurrence_advice,
+        "open_questions": list(verdict.open_questions),
+    }
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """What a person reads."""
+    lines = []
+    for finding in diagnosis.findings:
+        verdict = finding.verdict
+        lines += [f"{verdict.severity.value.upper()}  {verdict.root_cause}", "", verdict.summary, ""]
+    lines.append(f"{diagnosis.lines_matched} of {diagnosis.lines_read} lines tell something.")
+    return "\n".join(lines) + "\n"
