@@ -48,7 +48,7 @@ class Catalog:
 
     def unknown(self, kind: str, code: int | None = None) -> Entry:
         """What to say of a code or kind that no table holds: nothing is guessed, nothing is dropped."""
-        pattern = self._unknown.get(kind, self._unknown["xid"])
+        pattern = self._unknown.get(kind, self._unknown["kind"])
         called = kind if code is None else f"{kind} {code}"
         return replace(pattern, kind=kind, code=code, meaning=f"{called}: {pattern.meaning}")
 
@@ -77,7 +77,7 @@ def _build(files: Iterable[tuple[str, bytes]]) -> Catalog:
         draft.add(name, data)
         digest.update(f"{name} {len(data)}\n".encode() + data)
     entries = [draft.entry(section, name) for section in _TABLES[1:] for name in draft.tables[section]]
-    unknown = {kind: draft.unknown(kind) for kind in CODED}
+    unknown = {kind: draft.unknown(kind) for kind in (*CODED, "kind")}
     by_code = {(entry.kind, entry.code): entry for entry in entries}
     return Catalog(by_code, "+".join(draft.versions), digest.hexdigest(), unknown)
 
@@ -148,7 +148,7 @@ class _Draft:
     def _finished(self, where: str, kind: str, code: int | None, written: _Fields) -> Entry:
         """An entry from checked fields; its advice must not contradict itself."""
         values: dict[str, Any] = {}
-        if kind not in CODED:
+        if kind in KINDS and kind not in CODED:
             values |= {"name": kind.replace("_", " "), "meaning": KINDS[kind].meaning}
         for name, item in written.items():
             if name not in READERS:
