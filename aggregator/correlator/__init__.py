@@ -39,8 +39,7 @@ def restore(incidents: Iterable[Incident], recent: Sequence[Signal] = (), rule_b
     working = Work(State(), 0, Windows(), rule_book or work.packaged_rules())
     known = sorted(incidents, key=lambda incident: (incident.opened_us, incident.id))
     for incident in (incident for incident in known if incident.subject.kind == "fleet"):
-        record = rebuild(incident, working.rules.is_fault, fleet.fleet_key)
-        working.restore_fleet(fleet.restored(incident, record), incident)
+        working.restore_fleet(rebuild(incident, working.rules.is_fault, fleet.fleet_key), incident)
     for incident in known:
         if incident.subject.kind != "fleet" and not incident.resolved_because.startswith(work.MERGED):
             working.restore_record(rebuild(incident, working.rules.is_fault), incident)

@@ -37,11 +37,11 @@ class Fleet:
     record: Record
     nodes: dict[str, None] = field(default_factory=dict)  # ordered by arrival
     members: dict[str, str] = field(default_factory=dict)  # open member → its node
-    ended_us: int = 0  # when the latest member that is over was over
+    ended_us: dict[str, int] = field(default_factory=dict)  # member that is over → when it was
 
     def copy(self) -> Fleet:
         """A copy that can be changed while the original stays as it is."""
-        return Fleet(self.record.copy(), dict(self.nodes), dict(self.members), self.ended_us)
+        return Fleet(self.record.copy(), dict(self.nodes), dict(self.members), dict(self.ended_us))
 
     def admit(self, members: Iterable[Member], now_us: int) -> None:
         """Take members in."""
@@ -52,6 +52,15 @@ class Fleet:
                 self.nodes[member.node] = None
             self.members[member.incident_id] = member.node
         self.record.touched_us = now_us
+
+    def note(self, member: Incident) -> None:
+        """A member is open, or is over."""
+        if member.resolved_us is None:
+            self.members[member.id] = member.subject.node
+            self.ended_us.pop(member.id, None)
+        else:
+            self.members.pop(member.id, None)
+            self.ended_us[member.id] = member.resolved_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +110,12 @@ def settle(fleet: Fleet, held: tuple[int, str] | None, windows: Windows) -> Inci
         state=IncidentState.OPEN if is_open else IncidentState.RESOLVED,
         opened_us=record.first_us,
         updated_us=record.heard_us,
-        resolved_us=None if is_open else max(fleet.ended_us, record.last_us),
+        resolved_us=None if is_open else max(fleet.ended_us.values(), default=record.last_us),
         resolved_because="" if is_open else "recovered",
         quiet=not record.live,
         held_until_us=held[0] if held and is_open else None,
         held_because=held[1] if held and is_open else "",
     )
-
-
-def restored(incident: Incident, rebuilt: Record) -> Fleet:
-    """The fleet behind a stored incident, its members yet to be entered."""
-    return Fleet(rebuilt, dict.fromkeys(incident.nodes), {}, incident.resolved_us or 0)
 
 
 def _with_first(signals: list[Signal], clock_error_seconds: float) -> Iterator[Signal]:

@@ -28,7 +28,8 @@ class Home:
 def home_of(node: Node, signal: Signal, windows: Windows, rules: RuleBook) -> Home:
     """The incident that a fault joins."""
     names = names_of(signal)
-    near = [record for record in node.records.values() if _near(record, signal, windows.burst_gap)]
+    records = sorted(node.records.values(), key=lambda record: (-record.last_us, record.id))  # the latest first
+    near = [record for record in records if _near(record, signal, windows.burst_gap)]
     own = [record for record in near if names.gpu and _shares(record, names)]
     known = next((record for record in near if _has(record, signal, names)), None)
     if known is not None and len(own) <= 1:
@@ -43,7 +44,7 @@ def home_of(node: Node, signal: Signal, windows: Windows, rules: RuleBook) -> Ho
     )
     if found is not None:
         return Home(found, in_burst=True)
-    return Home(_unfinished(node, signal, names, windows) or _again(node, signal, names, windows))
+    return Home(_unfinished(records, signal, names, windows) or _again(records, signal, names, windows))
 
 
 def homes_of_context(node: Node, signal: Signal, windows: Windows, rules: RuleBook) -> list[Record]:
@@ -142,9 +143,9 @@ def _same_fault(records: Iterable[Record], signal: Signal, windows: Windows) -> 
     )
 
 
-def _unfinished(node: Node, signal: Signal, names: Names, windows: Windows) -> Record | None:
+def _unfinished(records: Iterable[Record], signal: Signal, names: Names, windows: Windows) -> Record | None:
     """After the burst: an incident about the same GPU that was not over at the time."""
-    for record in node.records.values():
+    for record in records:
         if not names.gpu or not _shares(record, names) or at_us(signal) < record.first_us:
             continue
         quiet = at_us(signal) > record.last_us + micros(windows.quiet_close)
@@ -153,10 +154,10 @@ def _unfinished(node: Node, signal: Signal, names: Names, windows: Windows) -> R
     return None
 
 
-def _again(node: Node, signal: Signal, names: Names, windows: Windows) -> Record | None:
+def _again(records: Iterable[Record], signal: Signal, names: Names, windows: Windows) -> Record | None:
     """The same fault of the same thing within the time in which it continues its incident."""
     gap, reopen = micros(windows.burst_gap), micros(windows.reopen)
-    for record in node.records.values():
+    for record in records:
         if record.first_us - gap <= at_us(signal) <= record.last_us + reopen and _has(record, signal, names):
             return record
     return None

@@ -62,8 +62,8 @@ class Record:
     """An incident under work: its signals by key, and what follows from them."""
 
     __slots__ = (
-        "circumstances", "deadline_us", "faults", "first_us", "fleet_id", "forced", "gpu_names", "heard_us", "id", "incident",
-        "keys", "last_us", "live", "needs_repair", "other_names", "touched_us",
+        "circumstances", "closed_us", "deadline_us", "faults", "first_us", "fleet_id", "forced", "gpu_names", "heard_us", "id",
+        "incident", "keys", "last_us", "live", "needs_repair", "other_names", "touched_us",
     )  # fmt: skip
 
     def __init__(self, incident_id: str) -> None:
@@ -77,6 +77,7 @@ class Record:
         self.first_us = 0  # of the faults; 0 before the first
         self.last_us = 0
         self.heard_us = 0  # when it was last heard of, by our clock
+        self.closed_us: int | None = None  # when it was found to be over, by our clock
         self.touched_us = 0  # when a signal last came in, by our clock; 0: not since the state was restored
         self.live = False  # holds a fact that no earlier store had acknowledged
         self.fleet_id = ""
@@ -211,6 +212,7 @@ def rebuild(incident: Incident, is_fault: Callable[[Signal], bool], key: Callabl
             record.circumstances.add(signal.id)
     record.incident = incident
     record.heard_us, record.live, record.fleet_id = incident.updated_us, not incident.quiet, incident.fleet_id
+    record.closed_us = None if record.open else 0
     return record
 
 

@@ -179,9 +179,10 @@ class Work:
     def _heard(self, record: Record, signal: Signal) -> int:
         """When silence begins to count: on arrival, but for history and for what is older than the incident's end."""
         at = at_us(signal)
-        ended_us = record.incident.resolved_us if record.incident else None
-        is_history = signal.replayed or self.now_us - at > micros(self.windows.late)
-        if is_history or (ended_us is not None and at <= ended_us):
+        if signal.replayed or self.now_us - at > micros(self.windows.late):
+            return min(at, self.now_us)
+        over = record.live and record.closed_us is not None and record.closed_us < self.now_us
+        if over and record.incident and at <= (record.incident.resolved_us or 0):
             return min(at, self.now_us)
         return self.now_us
 
@@ -244,18 +245,17 @@ class Work:
     def _settle(self, name: str, record: Record) -> None:
         record.touched_us = record.touched_us or self.now_us
         incident = settle(record, name, self.now_us, self.windows, self.rules)
-        if incident.resolved_us is None:
-            if record.fleet_id:
-                self._fleet(record.fleet_id).members[record.id] = name
-        elif record.fleet_id:
-            joined = self._fleet(record.fleet_id)
-            joined.members.pop(record.id, None)
-            joined.ended_us = max(joined.ended_us, incident.resolved_us)
+        if record.fleet_id:
+            self._fleet(record.fleet_id).note(incident)
         self._emit(record, incident)
 
     def _emit(self, record: Record, incident: Incident) -> None:
         """Say that an incident changed, if it did."""
         before, record.incident = record.incident, incident
+        if incident.state is IncidentState.OPEN:
+            record.closed_us = None
+        elif record.closed_us is None:
+            record.closed_us = self.now_us
         was_open = before is not None and before.state is IncidentState.OPEN
         if before == incident or (before is None and record.forced):
             return
@@ -301,13 +301,12 @@ class Work:
             del fleets[fleet_id]
         return State(nodes, self._groups, fleets, wake_us)
 
-    def restore_fleet(self, known: Fleet, incident: Incident) -> None:
-        """Take up a stored fleet incident."""
-        known.record.incident = incident
-        known.record.deadline_us = 0
-        self._fleets[incident.id] = known
-        for kind, code in known.record.faults:
-            self._groups[kind, code] = Group((), incident.id, known.record.last_us)
+    def restore_fleet(self, record: Record, incident: Incident) -> None:
+        """Take up a stored fleet incident; its members follow."""
+        record.deadline_us = 0
+        self._fleets[incident.id] = Fleet(record, dict.fromkeys(incident.nodes))
+        for kind, code in record.faults:
+            self._groups[kind, code] = Group((), incident.id, record.last_us)
 
     def restore_record(self, record: Record, incident: Incident) -> None:
         """Take up a stored incident of one node."""
@@ -321,8 +320,7 @@ class Work:
         record.deadline_us = 0
         node.records[record.id] = record
         if incident.fleet_id:
-            if record.open:
-                self._fleet(incident.fleet_id).members[record.id] = name
+            self._fleet(incident.fleet_id).note(incident)
             return
         founder = next((signal for signal in incident.signals if incident_id(signal.id) == incident.id), None)
         if founder is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -125,4 +125,4 @@ def final(incidents: Iterable[Incident]) -> list[Incident]:
 def in_chunks(signals: Sequence[Signal], cuts: Sequence[int]) -> list[Sequence[Signal]]:
     """The sequence cut at these positions."""
     edges = [0, *sorted(cut % (len(signals) + 1) for cut in cuts), len(signals)]
-    return [signals[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [signals[start:end] for start, end in pairwise(edges)]

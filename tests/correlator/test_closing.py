@@ -54,7 +54,7 @@ def test_a_late_fact_revises_a_resolved_incident_and_leaves_it_resolved(desk: De
     desk.take(began("nvml_gpu_lost", 5, 1), ended("nvml_gpu_lost", 5, 60))
     (change,) = desk.take(signal(79, 5, 0.5), at=600)
     assert (change.kind, stands(desk)) == ("revised", ("resolved", "recovered"))
-    assert [one.name for one in desk.only().signals][0] == "xid 79"
+    assert desk.only().signals[0].name == "xid 79"
 
 
 def test_a_late_fact_leaves_a_quietly_closed_incident_closed(desk: Desk) -> None:
