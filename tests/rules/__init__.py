@@ -1,0 +1,1 @@
+"""The rule engine: the catalog, what lines mean, what sets of signals mean."""
