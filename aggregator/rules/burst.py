@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aggregator.model import Phase, Severity, Signal, Trust
 from aggregator.rules.catalog import CODED, Catalog, Entry
-from aggregator.rules.refine import judged_by_words, refine
+from aggregator.rules.refine import refine
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,7 @@ def read(signal: Signal, catalog: Catalog) -> Reading:
     code = signal.code if signal.kind in CODED else None
     entry = catalog.entry(signal.kind, code)
     if entry is None:
-        unknown = judged_by_words(signal, catalog.unknown(signal.kind, signal.code))
-        return Reading(signal, refine(signal, unknown), known=False)
+        return Reading(signal, refine(signal, catalog.unknown(signal.kind, signal.code)), known=False)
     return Reading(signal, refine(signal, entry), known=True)
 
 

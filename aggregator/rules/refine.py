@@ -15,13 +15,6 @@ def refine(signal: Signal, entry: Entry) -> Entry:
     return refinement(signal, entry) if refinement else entry
 
 
-def judged_by_words(signal: Signal, entry: Entry) -> Entry:
-    """What nobody knows is as bad as its line says, else a warning."""
-    if signal.attributes.get("words") == "info":
-        return replace(entry, severity=Severity.INFO)
-    return entry
-
-
 def _sxid(signal: Signal, entry: Entry) -> Entry:
     """The line's own Fatal or Non-fatal outranks the table."""
     fatal = signal.attributes.get("fatal")

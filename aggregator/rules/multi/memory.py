@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from aggregator.model import Action, FaultClass, Resolution, Severity
-from aggregator.rules.burst import Burst
+from aggregator.model import Action, FaultClass, Resolution, Severity, Signal
+from aggregator.rules.burst import Burst, Reading
 from aggregator.rules.context import Context
 from aggregator.rules.finding import Finding, Rule, others
 
-ERRORS = (48, 63, 64, 92, 94, 95, 140)
+REMAPS = (63, 64, 177)
 TRACES = (
     "ecc_uncorrectable",
     "ecc_corrected",
@@ -20,9 +20,7 @@ TRACES = (
 
 def remap_failed(burst: Burst, _: Context) -> Finding | None:
     """The row-remap failure flag, or an XID 64 whose text says that no row is left: the vendor's replacement criterion."""
-    cause = burst.where(
-        lambda s: s.kind == "row_remap_failure" or s.attributes.get("remap") in ("failed", "page_failed")
-    )
+    cause = burst.where(_says_failed)
     if not cause:
         return None
     return Finding(
@@ -38,6 +36,11 @@ def remap_failed(burst: Burst, _: Context) -> Finding | None:
         explanation="The memory has no spare row left where one is needed: the vendor replaces a GPU on this flag.",
         permits=(Resolution.RMA,),
     )
+
+
+def _says_failed(signal: Signal) -> bool:
+    remap = signal.attributes.get("remap") if signal.kind == "xid" and signal.code in REMAPS else None
+    return signal.kind == "row_remap_failure" or remap in ("failed", "page_failed")
 
 
 def uncorrectable(burst: Burst, _: Context) -> Finding | None:
@@ -62,12 +65,39 @@ def uncorrectable(burst: Burst, _: Context) -> Finding | None:
     )
 
 
-def remap_pending(burst: Burst, _: Context) -> Finding | None:
-    """A remap is recorded and NVML says it waits for a reset: schedule it, nothing is lost meanwhile."""
-    pending = burst.kinds("row_remap_pending")
-    if not pending or burst.of("xid", 48, 64, 95, 140):
+def remap_recorded(burst: Burst, _: Context) -> Finding | None:
+    """The driver recorded a remap and nothing else is known to wait or to fail: a record, not a fault."""
+    cause = burst.of("xid", 63)
+    if not cause or others(burst, (*cause, *_told_by(burst, cause))):
         return None
-    cause = (*burst.of("xid", 63, 94), *pending, *burst.kinds("ecc_uncorrectable"))
+    return Finding(
+        rule_id="memory/remap_recorded",
+        priority=70,
+        severity=Severity.INFO,
+        fault_class=FaultClass.MEMORY,
+        action=Action.NONE,
+        resolutions=(Resolution.MONITOR, Resolution.RESET_GPU),
+        confidence=0.8,
+        cause=cause,
+        consequences=_told_by(burst, cause),
+        explanation="The faulty row is set aside; the spare takes its place at the next reset, whenever that suits.",
+        recurrence_advice="Remaps in one bank exhaust its spares: watch the histogram; replacement waits for the failure flag.",
+        do_not=(Resolution.RMA,),
+    )
+
+
+def _told_by(burst: Burst, xids: tuple[Reading, ...]) -> tuple[Reading, ...]:
+    """What the same lines say besides their XID."""
+    lines = {reading.signal.raw for reading in xids}
+    return tuple(reading for reading in burst.kinds(*TRACES) if reading.signal.raw and reading.signal.raw in lines)
+
+
+def remap_pending(burst: Burst, _: Context) -> Finding | None:
+    """A remap waits for a reset, as NVML or an XID 64 says: schedule it, nothing is lost meanwhile."""
+    recorded = {reading.signal.id for reading in _told_by(burst, burst.of("xid", 63))}
+    pending = tuple(r for r in burst.kinds("row_remap_pending") if r.signal.id not in recorded)
+    if not pending or burst.of("xid", 48, 95, 140):
+        return None
     return Finding(
         rule_id="memory/remap_pending",
         priority=75,
@@ -78,9 +108,7 @@ def remap_pending(burst: Burst, _: Context) -> Finding | None:
         confidence=0.85,
         cause=pending,
         consequences=others(burst, pending),
-        explanation="The faulty row is isolated; applications may go on until a reset at a convenient time puts the spare row in."
-        if len(cause) > len(pending)
-        else "",
+        explanation="The faulty row is isolated; applications may go on until a reset at a convenient time puts the spare row in.",
         recurrence_advice="Remaps in one bank exhaust its spares: watch the histogram; replacement waits for the failure flag.",
         do_not=(Resolution.RMA,),
     )
@@ -125,4 +153,4 @@ def contained(burst: Burst, _: Context) -> Finding | None:
     )
 
 
-RULES: tuple[Rule, ...] = (remap_failed, uncorrectable, remap_pending, sram_threshold, contained)
+RULES: tuple[Rule, ...] = (remap_failed, uncorrectable, remap_recorded, remap_pending, sram_threshold, contained)

@@ -8,15 +8,13 @@ from aggregator.model import SEVERITY_ORDER, FaultClass, Severity
 from aggregator.rules.burst import Burst, event_order
 from aggregator.rules.finding import Finding
 
-NAMING = ("xid", "recovery_action")
-
 
 def with_named_recovery(finding: Finding, burst: Burst) -> Finding:
     """The finding, with the action that the driver named last on a device it blames; unchanged when it named none."""
     subjects = {reading.subject for reading in finding.cause}
     named = [
         reading
-        for reading in burst.kinds(*NAMING)
+        for reading in (*burst.of("xid", 154), *burst.kinds("recovery_action"))
         if reading.signal.attributes.get("recovery_action", "unknown") not in ("unknown", "none")
         and reading.subject in subjects
     ]

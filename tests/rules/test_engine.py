@@ -1,0 +1,137 @@
+"""What the engine concludes from combinations of signals, each with the reason why it must."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from aggregator import rules
+from aggregator.model import Action, Evidence, FaultClass, Phase, Resolution, Severity
+from tests.rules.bursts import A, B, judged, line, signals_of, typed, xid
+
+DBE = "An uncorrectable double bit error (DBE) has been detected on GPU in the framebuffer at partition 6, subpartition 0."
+REMAP = "Row Remapper: New row (0x00000000028a1f40) marked for remapping, reset gpu to activate."
+GSP = "Timeout after 45s of waiting for RPC response from GPU6 GSP! Expected function 76 (GSP_RM_CONTROL) (0x20801702 0x4)."
+LINK = "NVLink: fatal error detected on link 6(0x10000, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0)"
+MMU = "Ch 00000010, intr 00000000. MMU Fault: ENGINE GRAPHICS GPCCLIENT_T1_4 faulted @ 0x7f3c_5a000000. Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_READ"
+WARP = "Graphics SM Warp Exception on (GPC 2, TPC 4, SM 1): Out Of Range Address"
+SWITCH = "nvidia-nvswitch1: SXid (PCI:0000:87:00.0): 24007, Fatal, Link 30 sourcetrack timeout error (First)"
+PEER = "nvidia-nvswitch0: SXid (PCI:0000:87:00.0): 20034, Fatal, Link 30 LTSSM Fault Up"
+LOST = "GPU has fallen off the bus."
+
+
+@pytest.mark.parametrize(
+    ("facts", "severity", "fault_class", "action", "first", "rule"),
+    [
+        pytest.param([xid(48, DBE), xid(63, REMAP), xid(45, "Ch 00000008")], "critical", "memory", "drain", "drain", "memory/uncorrectable_with_repair", id="a double-bit error is the cause, the remap its repair, the 45 cleanup"),
+        pytest.param([xid(63, REMAP)], "info", "memory", "none", "monitor", "memory/remap_recorded", id="a recorded remap alone asks for nothing now"),
+        pytest.param([xid(63, REMAP), typed("row_remap_pending")], "warning", "memory", "none", "reset_gpu", "memory/remap_pending", id="NVML says the remap waits for a reset"),
+        pytest.param([typed("row_remap_failure")], "critical", "memory", "drain", "drain", "memory/remap_failed", id="the remap failure flag is the vendor's replacement criterion"),
+        pytest.param([xid(94, "Contained: SM (0x1). RST: No, D-RST: No")], "warning", "memory", "none", "restart_app", "memory/contained", id="a contained error costs its owner, not the GPU"),
+        pytest.param([typed("sram_threshold_exceeded")], "critical", "memory", "drain", "drain", "memory/sram_threshold", id="SRAM cannot be remapped"),
+        pytest.param([xid(79, LOST)], "critical", "pcie", "drain", "reboot", "bus/gpu_lost", id="a GPU that left the bus needs a reboot"),
+        pytest.param([xid(45, "Ch 00000008", B), xid(79, LOST), PEER], "critical", "pcie", "drain", "reboot", "bus/gpu_lost", id="the switch complains because the GPU is gone"),
+        pytest.param([xid(79, LOST), xid(79, LOST, B)], "critical", "pcie", "drain", "reboot", "bus/several_gpus_lost", id="several at once speak for the host"),
+        pytest.param([typed("nvml_gpu_lost")], "critical", "pcie", "drain", "reboot", "bus/gpu_lost", id="NVML alone is witness enough"),
+        pytest.param([xid(119, GSP)], "critical", "driver", "drain", "reset_gpu", "firmware/gsp_timeout", id="the GPU's system processor does not answer"),
+        pytest.param([xid(119, GSP), typed("nvml_hung", None)], "critical", "driver", "drain", "reset_gpu", "firmware/gsp_timeout", id="hung calls follow from the firmware's silence"),
+        pytest.param([SWITCH, *(xid(74, LINK, gpu) for gpu in (A, B, "0000:3a:00"))], "critical", "nvlink", "drain", "drain", "nvlink/switch_fault", id="the switch that all share is to blame"),
+        pytest.param([xid(74, LINK), xid(74, LINK, B)], "critical", "nvlink", "drain", "reset_gpu", "nvlink/origin", id="both ends report a link: the earlier is the likelier origin"),
+        pytest.param([typed("nvlink_errors", A), typed("nvlink_errors", B, number=101)], "warning", "nvlink", "cordon", "cordon", "nvlink/counted_errors", id="counters alone: marginal link, working GPUs"),
+        pytest.param([xid(31, MMU), xid(13, WARP), xid(43, "Ch 00000010")], "warning", "application", "none", "restart_app", "application/crash", id="one crash prints several codes"),
+        pytest.param([xid(43, "Ch 00000010")], "info", "application", "none", "restart_app", "application/cleanup_alone", id="43 alone is a stopped channel"),
+        pytest.param(["Out of memory: Killed process 4242 (train) total-vm:1kB, anon-rss:1kB, file-rss:0kB, shmem-rss:0kB", xid(45, "Ch 00000008")], "warning", "application", "none", "restart_app", "application/killed_for_memory", id="the host ran out of memory first"),
+        pytest.param([xid(31, MMU), xid(79, LOST, B)], "critical", "pcie", "drain", "reboot", "bus/gpu_lost", id="an application fault does not hide a dying GPU"),
+        pytest.param([typed("hw_thermal_slowdown", f"0000:{bus}:00", number=100 + n) for n, bus in enumerate(("18", "2a", "3a", "5d"))], "critical", "thermal", "drain", "drain", "thermal/node_overheats", id="half of the GPUs hot at once: the cooling failed"),
+        pytest.param([typed("nvml_hung", None)], "warning", "driver", "cordon", "investigate", "observer/driver_hung", id="what cannot be observed is not called healthy"),
+        pytest.param([xid(999, "future driver detail")], "warning", "unknown", "none", "investigate", "unknown/xid/999", id="an unknown code is kept and not guessed at"),
+    ],
+)  # fmt: skip
+def test_combinations_give_the_verdict_they_must(
+    facts: list[str | Evidence], severity: str, fault_class: str, action: str, first: str, rule: str
+) -> None:
+    """Severity, class, action, first resolution and the rule that decided."""
+    verdict = judged(*facts)
+    got = (verdict.severity, verdict.fault_class, verdict.action, verdict.resolutions[0], verdict.rule_ids[0])
+    assert got == (severity, fault_class, action, first, rule)
+
+
+def test_the_driver_s_named_action_outranks_the_table() -> None:
+    """A later 154 replaces an earlier one and the catalog's advice."""
+    earlier = xid(154, "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)")
+    later = xid(154, "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x2 (Node Reboot Required)")
+    verdict = judged(xid(119, GSP), earlier, later)
+    assert verdict.resolutions[0] is Resolution.REBOOT
+    assert verdict.action is Action.REBOOT
+
+
+def test_a_driver_change_explains_that_the_gpus_are_out_of_sight() -> None:
+    """The same absence without a planned change is a fault."""
+    gone = typed("nvml_unavailable", None)
+    planned = judged("nvidia-modeset: Unloading", gone)
+    assert (planned.severity, planned.action) == (Severity.INFO, Action.NONE)
+    assert judged(gone).severity is not Severity.INFO
+
+
+def test_two_witnesses_of_one_fault_are_both_cited() -> None:
+    """Kernel log and NVML: one verdict, two citations."""
+    nvml = Evidence(
+        line("", 0).key.__class__("node", "nvml", "e", 1), "xid", 500_000, gpu=None, values={"data": 94, "type": 8}
+    )
+    signals = [*signals_of(xid(94, "Contained: SM (0x1). RST: No, D-RST: No")), *rules.read(nvml)]
+    verdict = rules.judge(signals)
+    assert set(verdict.citations) == {signal.id for signal in signals}
+
+
+def test_a_line_that_contradicts_its_code_lowers_the_confidence() -> None:
+    """Code 74 with the text of an MMU fault: the code counts, with caution, and the summary says so."""
+    odd = judged(xid(74, MMU))
+    plain = judged(xid(74, LINK))
+    assert odd.fault_class is FaultClass.NVLINK
+    assert odd.confidence < plain.confidence
+    assert "contradicts" in odd.summary
+
+
+def test_lines_from_userspace_prove_nothing() -> None:
+    """The same words with another syslog facility give no fault."""
+    forged = list(rules.read(line(xid(79, LOST), 1, facility=1)))
+    verdict = rules.judge(forged)
+    assert verdict.severity is Severity.OK
+    assert not [signal for signal in forged if rules.is_fault(signal)]
+
+
+def test_the_order_in_which_signals_are_given_does_not_matter() -> None:
+    """Time and input order decide what came first, not the order of the list."""
+    signals = signals_of(
+        xid(48, DBE), xid(63, REMAP), xid(45, "Ch 1"), xid(79, LOST, B), PEER, typed("nvml_hung", None)
+    )
+    expected = rules.judge(signals)
+    for seed in range(20):
+        shuffled = signals[:]
+        random.Random(seed).shuffle(shuffled)
+        assert rules.judge(shuffled) == expected
+
+
+def test_no_signals_is_no_fault() -> None:
+    """Nothing in, nothing claimed beyond that nothing was found."""
+    verdict = rules.judge([])
+    assert (verdict.severity, verdict.fault_class, verdict.resolutions) == (
+        Severity.OK,
+        FaultClass.NONE,
+        (Resolution.NONE,),
+    )
+
+
+def test_an_ended_state_is_no_fault_by_itself() -> None:
+    """A recovery alone opens nothing."""
+    (signal,) = rules.read(typed("row_remap_pending", phase=Phase.ENDED))
+    assert not rules.is_fault(signal)
+    assert rules.judge([signal]).severity is Severity.OK
+
+
+def test_every_verdict_names_its_rules_and_their_version() -> None:
+    """What judged, and from which data."""
+    verdict = judged(xid(79, LOST))
+    assert verdict.rule_ids == ("bus/gpu_lost", "catalog/xid/79")
+    assert verdict.rules_version == rules.VERSION
