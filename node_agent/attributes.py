@@ -1,7 +1,8 @@
 """Small text attributes of sysfs and procfs, read with restraint.
 
 Some drivers write a line into the kernel log each time a read fails. So an attribute whose read failed is left alone, twice as
-long after each failure: the agent must not be the storm that it reports.
+long after each failure: the agent must not be the storm that it reports. Paths are plain
+strings: hundreds are read at each look, and joining `Path`s would cost more than the reads.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)")
 
 
 class Attributes:
-    """Reads attributes; every call may block, so it belongs into a `deadline.Source`."""
+    """Reads attributes; every call may block, so it belongs into a `deadline.Sources`."""
 
     def __init__(self, retry_seconds: float = 60.0) -> None:
         self._retry_seconds = retry_seconds
-        self._failed: dict[Path, tuple[Unreadable, float, float]] = {}  # what was said, when to try again, delay
+        self._failed: dict[str, tuple[Unreadable, float, float]] = {}  # what was said, when to try again, delay
 
-    def read(self, path: Path) -> Reading:
+    def read(self, path: str) -> Reading:
         """The attribute's text without surrounding space. A recent failure is repeated from memory."""
         failed = self._failed.get(path)
         if failed is not None and time.monotonic() < failed[1]:
@@ -43,18 +44,18 @@ class Attributes:
         self._failed.pop(path, None)
         return text
 
-    def number(self, path: Path) -> int | Unreadable | None:
+    def number(self, path: str) -> int | Unreadable | None:
         """The attribute as a whole number; None when it is absent or holds none."""
         reading = self.read(path)
         return int(reading) if isinstance(reading, str) and reading.isdecimal() else _no_text(reading)
 
-    def quantity(self, path: Path) -> float | Unreadable | None:
+    def quantity(self, path: str) -> float | Unreadable | None:
         """The number that the attribute begins with, as in `16.0 GT/s PCIe`; None when it is absent or begins with none."""
         reading = self.read(path)
         found = _NUMBER.match(reading) if isinstance(reading, str) else None
         return float(found[1]) if found else _no_text(reading)
 
-    def _failure(self, path: Path, error: OSError) -> Unreadable:
+    def _failure(self, path: str, error: OSError) -> Unreadable:
         earlier = self._failed.get(path)
         delay = min(LONGEST_RETRY_SECONDS, earlier[2] * 2) if earlier else self._retry_seconds
         unreadable = Unreadable(errno.errorcode.get(error.errno or 0, str(error)))
@@ -62,7 +63,7 @@ class Attributes:
         return unreadable
 
 
-def read_text(path: Path) -> str:
+def read_text(path: str) -> str:
     """A small file's text without surrounding space; bytes that are not UTF-8 become lone surrogates. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -71,7 +72,7 @@ def read_text(path: Path) -> str:
         os.close(descriptor)
 
 
-def names(directory: Path) -> list[str]:
+def names(directory: str | Path) -> list[str]:
     """Names in a directory, in no order. Raises OSError."""
     with os.scandir(directory) as entries:
         return [entry.name for entry in entries]

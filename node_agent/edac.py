@@ -62,7 +62,7 @@ class MemoryErrors:
 
 
 def _controller(path: Path, attributes: Attributes) -> Controller:
-    corrected, uncorrected = (attributes.number(path / name) for name in ("ce_count", "ue_count"))
+    corrected, uncorrected = (attributes.number(f"{path}/{name}") for name in ("ce_count", "ue_count"))
     return Controller(
         name=path.name,
         corrected=corrected if isinstance(corrected, int) else None,
@@ -82,7 +82,7 @@ def _dimms(path: Path, short: str, attributes: Attributes) -> str:
     """DIMMs with errors of one kind since boot, for people: `CPU0_DIMM_A1: 3`."""
     found = []
     for dimm in (*children(path, "dimm"), *children(path, "rank")):
-        count = attributes.number(path / dimm / f"dimm_{short}_count")
+        count = attributes.number(f"{path}/{dimm}/dimm_{short}_count")
         if isinstance(count, int) and count:
-            found.append(f"{attributes.read(path / dimm / 'dimm_label') or dimm}: {count}")
+            found.append(f"{attributes.read(f'{path}/{dimm}/dimm_label') or dimm}: {count}")
     return ", ".join(found)

@@ -1,7 +1,7 @@
 """Reads a dcgm-exporter: one bounded HTTP request, one exposition, one reading per GPU.
 
 DCGM marks what it cannot read with numbers of its own ("blanks"), and the exporter leaves such series out. Both become None here,
-and None is never zero. Everything in this module may block: callers run `scrape` through a `deadline.Source`.
+and None is never zero. Everything in this module may block: callers run `scrape` through a `deadline.Sources`.
 """
 
 from __future__ import annotations

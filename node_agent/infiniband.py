@@ -127,8 +127,8 @@ def _field(port: str, what: str) -> str:
 
 
 def _port(path: Path, attributes: Attributes, errors: list[str], *, counted: bool) -> Port:
-    readings = {name: attributes.read(path / name) for name in ("state", "phys_state", "rate")}
-    counters = {name: attributes.number(path / "counters" / name) for name in (*EACH_RISE, *TENFOLD_STEPS) if counted}
+    readings = {name: attributes.read(f"{path}/{name}") for name in ("state", "phys_state", "rate")}
+    counters = {name: attributes.number(f"{path}/counters/{name}") for name in (*EACH_RISE, *TENFOLD_STEPS) if counted}
     errors.extend(
         f"port {path.name} {name}: {reading.error}"
         for name, reading in (*readings.items(), *counters.items())

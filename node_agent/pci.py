@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from node_agent.attributes import Attributes, Reading, names
@@ -35,9 +35,9 @@ class Device:
     driver: str = ""
     virtual_function: bool = False
 
-    def port_path(self, address: str) -> Path:
-        """Where sysfs keeps one of the bridges above."""
-        return next(parent for parent in self.path.parents if parent.name == address)
+    def path_of(self, address: str) -> Path:
+        """Where sysfs keeps this device, or one of the bridges above it."""
+        return next(path for path in (self.path, *self.path.parents) if path.name == address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,48 +63,53 @@ class DeviceReading:
 
 
 class Bus:
-    """Finds the NVIDIA GPUs on the bus. What a device is, is read once: it cannot change under one address without leaving."""
+    """Finds the NVIDIA GPUs on the bus. What a device is, and where, is read once: that cannot change without its leaving."""
 
     def __init__(self, sysfs_root: Path, attributes: Attributes) -> None:
-        self._devices = sysfs_root / "bus" / "pci" / "devices"
+        self._entries = sysfs_root / "bus" / "pci" / "devices"
         self._attributes = attributes
-        self._is_gpu: dict[str, bool] = {}
+        self._known: dict[str, Device | None] = {}  # None: no GPU
 
     def gpus(self) -> tuple[Device, ...] | None:
         """GPUs in order of address; None when the bus cannot be seen. Raises OSError."""
         try:
-            present = sorted(names(self._devices))
+            present = sorted(names(self._entries))
         except FileNotFoundError:
             return None
-        self._is_gpu = {name: self._is_gpu.get(name) or self._look(name) for name in present}
-        return tuple(locate(self._devices / name) for name in present if self._is_gpu[name])
+        self._known = {name: self._known[name] if name in self._known else self._look(name) for name in present}
+        return tuple(replace(gpu, driver=bound_driver(gpu.path)) for gpu in self._known.values() if gpu is not None)
 
-    def _look(self, name: str) -> bool:
-        vendor = self._attributes.read(self._devices / name / "vendor")
-        kind = self._attributes.read(self._devices / name / "class")
-        return vendor == _NVIDIA_VENDOR and isinstance(kind, str) and kind.startswith(_DISPLAY_CLASS)
+    def _look(self, name: str) -> Device | None:
+        vendor = self._attributes.read(f"{self._entries}/{name}/vendor")
+        kind = self._attributes.read(f"{self._entries}/{name}/class")
+        is_gpu = vendor == _NVIDIA_VENDOR and isinstance(kind, str) and kind.startswith(_DISPLAY_CLASS)
+        return locate(self._entries / name) if is_gpu else None
+
+
+def bound_driver(path: Path) -> str:
+    """Name of the kernel driver that holds a device; empty when none does."""
+    try:
+        return Path(os.readlink(f"{path}/driver")).name  # noqa: PTH115  Path.readlink costs three times as much
+    except OSError:
+        return ""
 
 
 def locate(entry: Path) -> Device:
     """The device behind a link such as `bus/pci/devices/ADDRESS` or `class/infiniband/NAME/device`."""
     path = Path(os.path.realpath(entry))
-    try:
-        driver = (path / "driver").readlink().name
-    except OSError:
-        driver = ""
     ports = tuple(parent.name for parent in path.parents if _ADDRESS.fullmatch(parent.name))
-    return Device(path.name, path, ports, driver, os.path.lexists(path / "physfn"))
+    return Device(path.name, path, ports, bound_driver(path), os.path.lexists(f"{path}/physfn"))
 
 
 def read_device(path: Path, attributes: Attributes) -> DeviceReading:
     """Look at a device, unless it sleeps."""
     if not _awake(path, attributes):
         return DeviceReading(asleep=True)
-    width = attributes.number(path / "current_link_width")
-    width_max = attributes.number(path / "max_link_width")
-    speed = attributes.quantity(path / "current_link_speed")
-    speed_max = attributes.quantity(path / "max_link_speed")
-    counters = {severity: attributes.read(path / name) for severity, name in AER_SEVERITIES.items()}
+    width = attributes.number(f"{path}/current_link_width")
+    width_max = attributes.number(f"{path}/max_link_width")
+    speed = attributes.quantity(f"{path}/current_link_speed")
+    speed_max = attributes.quantity(f"{path}/max_link_speed")
+    counters = {severity: attributes.read(f"{path}/{name}") for severity, name in AER_SEVERITIES.items()}
     named = zip(
         ("current_link_width", "max_link_width", "current_link_speed", "max_link_speed", *AER_SEVERITIES.values()),
         (width, width_max, speed, speed_max, *counters.values()),
@@ -126,8 +131,8 @@ def normalise_address(text: str) -> str:
 
 
 def _awake(path: Path, attributes: Attributes) -> bool:
-    runtime_status = attributes.read(path / "power" / "runtime_status")
-    power_state = attributes.read(path / "power_state")
+    runtime_status = attributes.read(f"{path}/power/runtime_status")
+    power_state = attributes.read(f"{path}/power_state")
     return _says(runtime_status, _AWAKE["runtime_status"]) and _says(power_state, _AWAKE["power_state"])
 
 

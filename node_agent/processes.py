@@ -45,7 +45,7 @@ def look(proc_root: Path, known: Collection[int]) -> Look:
 def read_owner(proc_root: Path, pid: int) -> Owner | None:
     """The owner of a living process; None when it cannot be read, in general because the process is gone. May block."""
     try:
-        return owner(read_text(proc_root / str(pid) / "cgroup"))
+        return owner(read_text(f"{proc_root}/{pid}/cgroup"))
     except OSError:
         return None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from node_agent.collectors import CollectorAbsent
-from node_agent.deadline import Source, SourceStuck
+from node_agent.deadline import Sources, SourceStuck
 from node_agent.evidence import Fact, Gpu, GpuEvent, Observation, Phase, Report, Unreadable, Value
 from node_agent.exporter import MAX_GPUS, GpuSeries, ScrapeFailed, scrape
 from node_agent.states import States
@@ -44,7 +44,7 @@ class DcgmCollector:
         self._url = url
         self._interval_seconds = interval_seconds
         self._deadline_seconds = deadline_seconds
-        self._source = Source("dcgm-exporter", deadline_seconds)
+        self._exporter = Sources(deadline_seconds)
         self._known: dict[str, _Known] = {}
         self._flags: States[tuple[str, str]] = States()
         self._blind: States[str] = States()
@@ -57,7 +57,9 @@ class DcgmCollector:
         while True:
             problem = ""
             try:
-                found = await self._source.call(partial(scrape, self._url, self._deadline_seconds))
+                found = await self._exporter.call(
+                    "the dcgm-exporter", partial(scrape, self._url, self._deadline_seconds)
+                )
             except (ScrapeFailed, SourceStuck) as error:
                 problem = str(error)
             else:

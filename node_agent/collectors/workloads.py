@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from node_agent.cgroups import Owner
 from node_agent.collectors import CollectorAbsent
-from node_agent.deadline import Source, SourceStuck
+from node_agent.deadline import Sources, SourceStuck
 from node_agent.evidence import Fact, Gpu, Observation, Phase, Report, Unreadable, Workload
 from node_agent.processes import ContainerName, Processes, container_names, look, read_owner
 from node_agent.states import States
@@ -45,9 +45,8 @@ class WorkloadsCollector:
     ) -> None:
         self._socket, self._proc_root, self._container_logs = socket, proc_root, container_logs
         self._interval_seconds, self._deadline_seconds = interval_seconds, deadline_seconds
-        self._scanning = Source("process cgroups", deadline_seconds)
-        self._naming = Source("container names", deadline_seconds)
-        self._asking = Source("a process's cgroup", ANSWER_SECONDS)
+        self._looks = Sources(deadline_seconds)
+        self._questions = Sources(ANSWER_SECONDS)
         self._processes = Processes()
         self._names: dict[str, ContainerName] = {}
         self._assignments: frozenset[Assignment] = frozenset()
@@ -69,7 +68,7 @@ class WorkloadsCollector:
         """Who a process belongs to, or belonged to when it was last seen; empty when nobody is known. Takes a tenth of a second at
         most, and raises nothing."""
         try:
-            who = self._asking.call_waiting(partial(read_owner, self._proc_root, pid))
+            who = self._questions.call_waiting("a process's cgroup", partial(read_owner, self._proc_root, pid))
         except (SourceStuck, RuntimeError):  # RuntimeError: no thread can be started
             who = None
         if who is None:
@@ -85,12 +84,12 @@ class WorkloadsCollector:
 
     async def _look_at_processes(self, report: Report) -> None:
         known = frozenset(self._processes.alive)
-        seen = await self._call(report, self._scanning, partial(look, self._proc_root, known))
+        seen = await self._call(report, "process cgroups", partial(look, self._proc_root, known))
         if seen is not None:
             self._processes.update(seen)
         wanted = self._processes.container_ids()
         if wanted - self._names.keys():
-            names = await self._call(report, self._naming, partial(container_names, self._container_logs))
+            names = await self._call(report, "container names", partial(container_names, self._container_logs))
             known_names = {**self._names, **(names or {})}
             self._names = {container: name for container, name in known_names.items() if container in wanted}
 
@@ -150,14 +149,14 @@ class WorkloadsCollector:
         name = self._names.get(who.container_id) or ContainerName("", "", who.container_id[:SHORT_ID_CHARACTERS])
         return Workload(name.namespace, name.pod, who.pod_uid, name.container, pid, who.slurm_job)
 
-    async def _call(self, report: Report, source: Source, function: Callable[[], T]) -> T | None:
-        """One call on a source; None, reported, when it gives nothing."""
+    async def _call(self, report: Report, name: str, function: Callable[[], T]) -> T | None:
+        """One call by name; None, reported, when it gives nothing."""
         result, problem = None, ""
         try:
-            result = await source.call(function)
+            result = await self._looks.call(name, function)
         except (SourceStuck, OSError) as error:
             problem = str(error)
-        self._tell_unobservable(report, source.name.replace(" ", "_"), problem)
+        self._tell_unobservable(report, name.replace(" ", "_"), problem)
         return result
 
     def _tell_unobservable(self, report: Report, what: str, problem: str) -> None:

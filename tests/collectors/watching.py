@@ -40,9 +40,9 @@ class Facts:
         await until(lambda: len(self.of(kind, phase)) >= count, f"{kind} {phase}; got {self.all}")
         return self.of(kind, phase)[count - 1]
 
-    async def stay(self, number: int) -> None:
+    async def stay(self, number: int, *, seconds: float = QUIET_SECONDS) -> None:
         """Nothing is added for many cycles."""
-        await asyncio.sleep(QUIET_SECONDS)
+        await asyncio.sleep(seconds)
         assert len(self.all) == number, self.all
 
 
