@@ -28,7 +28,7 @@ class Entry:
     do_not: tuple[Resolution, ...] = ()  # advice that would harm here
     recurrence: tuple[Resolution, ...] = ()  # what to do if it comes back after the immediate advice
     recurrence_advice: str = ""  # the same as one sentence
-    yields: bool = False  # a consequence: another cause in the burst explains it
+    yields: bool = False  # the trace of another fault: no cause while any other is in the burst
     applies_to: str = ""  # GPU generations, space separated; "" is all
     min_driver: str = ""  # first driver branch that reports it, as "R565"; "" is any
     xid154_since: str = ""  # from this branch on, XID 154 follows with the driver's own decision; "" is not known

@@ -90,6 +90,7 @@ def test_a_list_has_one_line_for_each_entry() -> None:
 def test_lines_fit_a_narrow_terminal_and_a_pipe_gets_no_colour() -> None:
     text = explain("xid", "119", columns=60).stdout
     assert all(len(line) <= 60 for line in text.splitlines() if "http" not in line)
+    assert "https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html" in text
     assert "\x1b" not in text
 
 
