@@ -154,7 +154,7 @@ async def test_many_sources_that_hang_cost_one_thread_each(node: NodeTree, watch
     blocked += [node.port() / "state", node.controller / "ue_count", node.proc / "7/stat"]
     for path in blocked:
         block(path)
-    async with watching(watch(deadline_seconds=0.05)) as facts, never_blocked():
+    async with watching(watch(deadline_seconds=SHORT_DEADLINE)) as facts, never_blocked():
         await facts.first("sysfs_read_stuck", Phase.BEGAN, count=len(blocked))
         for _ in range(20):
             await asyncio.sleep(0.02)

@@ -67,7 +67,7 @@ async def watching(collector: Collector) -> AsyncIterator[Facts]:
 
 
 @asynccontextmanager
-async def never_blocked(limit_seconds: float = 0.5) -> AsyncIterator[None]:
+async def never_blocked(limit_seconds: float = 2.0) -> AsyncIterator[None]:
     """The event loop answers all the while."""
     worst = 0.0
 
