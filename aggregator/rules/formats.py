@@ -374,7 +374,7 @@ def _json_record(dress: _Dress, record: dict[str, Any], now_us: int | None) -> b
 
 def _journal(dress: _Dress, record: dict[str, Any]) -> None:
     message = record["MESSAGE"]
-    if isinstance(message, list):  # journald writes text that is not UTF-8 as numbers
+    if isinstance(message, list):
         message = bytes(byte for byte in message if isinstance(byte, int) and 0 <= byte < 256).decode(
             "utf-8", "replace"
         )
@@ -413,6 +413,7 @@ def _number(value: object) -> int | None:
         return None
 
 
+JOURNAL_BYTES_WORDS = ('"message":[', '"message": [')  # journald writes text that is not UTF-8 as a list of numbers
 DMESG_JSON_WORD = '"pri":'
 _JSON_FIELD = re.compile(r'\s{0,40}"(pri|fac|time|caller|msg)":\s{0,20}(.{1,8192}?),?\s{0,20}$')
 _JSON_BRACES = re.compile(r"[\s{}\[\],]{0,80}$")
@@ -440,12 +441,12 @@ class DmesgJson:
         return "{" + whole + "}"
 
 
-_LAST_REPEATED = re.compile(r"last message repeated (\d{1,9}) times?$")
+_LAST_REPEATED = re.compile(r"(?:[\w.-]{1,255} )?last message repeated (\d{1,9}) times?$")
 
 
 def repeated_last(text: str) -> int:
     """How often syslog says the last line came again; 0 when it says no such thing."""
-    found = _LAST_REPEATED.match(text) if text.startswith("last message") else None
+    found = _LAST_REPEATED.match(text) if "last message repeated" in text else None
     return int(found[1]) if found else 0
 
 

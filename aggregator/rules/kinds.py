@@ -1,8 +1,7 @@
 """The kinds of signal: what each means, what it is about, and which attributes its grammar sets.
 
 The one list that the reader, the engine, `explain` and the metrics share. Names are a contract (DESIGN §5): they may be added,
-never renamed. An attribute is absent from a signal when the text did not hold it. Every signal read from text may also carry
-`workload` ("namespace/pod") when the agent knew who held the GPU.
+never renamed. An attribute is absent from a signal when the text did not hold it.
 """
 
 from __future__ import annotations
@@ -32,13 +31,26 @@ class Kind:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
+# Attributes that a signal of any kind may have.
+COMMON: Mapping[str, str] = {
+    "text": "the message, or what a collector says about it",
+    "workload": "namespace/pod of whoever held the GPU, comma separated",
+    "uptime_seconds": "kernel time of the line, in a pasted log",
+    "previous_boot": "true for a line saved from before this boot",
+    "minor": "the GPU as N of /dev/nvidiaN",
+    "index": "the GPU as nvidia-smi numbers it",
+    "instance": "the GPU as the driver numbers it, as in GPU4",
+}
+
 _COUNTER = {"before": "value before", "after": "value now", "limit": "the limit that matters", "field": "which counter"}
 _PCIE = {
     "device": "gpu, port, nic, nvme or other: what the address is, as far as the text tells",
     "bdf": "the address as printed, where it is no GPU's",
     "error": "the error's own name: CmpltTO, SDES, BadTLP …",
     "layer": "Physical, Data Link or Transaction Layer",
-    "vendor_device": "vendor:device, for example 10de:2330",
+    "source": "the address on whose behalf a port reports",
+    "slot": "hot-plug slot",
+    "would_be": "pcie_error_other_device: the kind it would be on a GPU",
 }
 _THROTTLE = {"reason": "the reason as printed", "bit": "NVML clocks-event bit"}
 _SECONDHAND = {"reported_code": "the XID or SXid that the text mentions", "reporter": "whose text it is"}
@@ -78,7 +90,6 @@ _ALL = (
             "rpc_function": "119: function number the driver waited for (no XID)",
             "rpc_name": "119: its name",
             "timeout_seconds": "119: how long it waited",
-            "instance": "119: the driver's own number of the GPU, as in GPU4",
             "recovery_action": "154: none, gpu_reset, node_reboot, drain_p2p, drain_and_reset, recover_imex, bus_reset, "
             "system_reboot, unknown",
             "recovery_action_before": "154: what it was before",
@@ -153,11 +164,19 @@ _ALL = (
         {
             "stage": "adapter, probe, gsp_firmware, bar",
             "rm_status": "RmInitAdapter triple, for example 0x22:0x56:894",
-            "text": "the driver's words",
         },
     ),
-    Kind("nvml_gpu_lost", _G, "NVML or nvidia-smi says a GPU is lost.", {"text": "the words"}),
-    Kind("gpu_reset_required", _G, "NVML, nvidia-smi or the driver says a GPU must be reset.", {"text": "the words"}),
+    Kind("nvml_gpu_lost", _G, "NVML or nvidia-smi says a GPU is lost."),
+    Kind(
+        "gpu_reset_required",
+        _G,
+        "NVML, nvidia-smi or the driver says a GPU must be reset.",
+        {
+            "rate_limited": "true when the driver says it prints only some",
+            "rpc_function": "number",
+            "timeout_seconds": "seconds",
+        },
+    ),
     Kind(
         "recovery_action",
         _G,
@@ -169,10 +188,13 @@ _ALL = (
         "gpu_handle_error",
         _G,
         "nvidia-smi cannot get a GPU's handle or reads Unknown Error or ERR! for it.",
-        {"text": "the words"},
+        {},
     ),
+    Kind("gpu_not_in_nvml", _G, "The PCI bus shows a GPU that NVML does not offer."),
+    Kind("gpu_not_on_bus", _G, "NVML offers a GPU that the PCI bus does not show."),
+    Kind("gpu_count_differs", _N, "A node has fewer GPUs than identical nodes have.", _COUNTER),
     Kind("gpu_reset_done", _G, "A GPU was reset."),
-    Kind("gpu_reset_failed", _G, "A reset of a GPU failed.", {"text": "the words"}),
+    Kind("gpu_reset_failed", _G, "A reset of a GPU failed."),
     Kind("inventory_changed", _N, "The node's GPUs or driver changed."),
     Kind("mig_layout_changed", _G, "The MIG layout changed: planned."),
     Kind("gpu_assigned", _G, "A workload got this GPU."),
@@ -194,12 +216,23 @@ _ALL = (
     ),
     Kind("sram_threshold_exceeded", _G, "The GPU's SRAM error threshold flag is set.", _COUNTER),
     Kind("row_remapped", _G, "Memory rows were remapped.", {**_COUNTER, "cause": "correctable or uncorrectable"}),
-    Kind("row_remap_pending", _G, "A row remap waits for a GPU reset.", {**_COUNTER, "text": "the words"}),
+    Kind(
+        "row_remap_pending",
+        _G,
+        "A row remap waits for a GPU reset.",
+        {
+            "xid": "the XID whose text says so",
+            **_COUNTER,
+        },
+    ),
     Kind(
         "row_remap_failure",
         _G,
         "A row remap failed: the vendor's replacement criterion.",
-        {**_COUNTER, "text": "the words"},
+        {
+            "xid": "the XID whose text says so",
+            **_COUNTER,
+        },
     ),
     Kind(
         "retired_page",
@@ -207,9 +240,14 @@ _ALL = (
         "Memory pages were retired (before Ampere).",
         {**_COUNTER, "cause": "single_bit or double_bit"},
     ),
-    Kind("retired_page_pending", _G, "A page retirement waits for a driver reload (before Ampere).", _COUNTER),
+    Kind(
+        "retired_page_pending",
+        _G,
+        "A page retirement waits for a driver reload (before Ampere).",
+        {**_COUNTER, "xid": "the XID whose text says so"},
+    ),
     # --- GPU firmware and driver
-    Kind("pmu_halt", _G, "The GPU's micro-controller halted, without an XID.", {"text": "the words"}),
+    Kind("pmu_halt", _G, "The GPU's micro-controller halted, without an XID."),
     Kind(
         "gsp_rpc_timeout",
         _G,
@@ -217,24 +255,23 @@ _ALL = (
         {
             "rpc_function": "number",
             "timeout_seconds": "seconds",
-            "text": "the words",
             "rate_limited": "true when the driver says it prints only some",
         },
     ),
-    Kind("gsp_heartbeat_timeout", _G, "The GSP firmware's heartbeat stopped.", {"text": "the words"}),
-    Kind("gsp_error", _G, "The GSP firmware reported an error, without an XID.", {"text": "the words"}),
-    Kind("rc_watchdog", _G, "The driver's channel watchdog fired.", {"text": "the words"}),
+    Kind("gsp_heartbeat_timeout", _G, "The GSP firmware's heartbeat stopped."),
+    Kind("gsp_error", _G, "The GSP firmware reported an error, without an XID."),
+    Kind("rc_watchdog", _G, "The driver's channel watchdog fired."),
     Kind(
         "driver_assert",
         _G,
         "An assertion of the NVIDIA driver failed: usually a consequence.",
-        {"text": "the words", "status": "NV_ERR_… code"},
+        {"status": "NV_ERR_… code"},
     ),
     Kind(
         "driver_message",
         _N,
         "A line of the NVIDIA driver whose wording is not known here: kept.",
-        {"text": "the words", "words": "error, warning or info"},
+        {"words": "error, warning or info"},
     ),
     Kind("driver_loaded", _N, "The NVIDIA driver was loaded.", {"driver_version": "its version"}),
     Kind("driver_unloaded", _N, "The NVIDIA driver was unloaded: planned."),
@@ -244,8 +281,10 @@ _ALL = (
         "Kernel module and user library have different versions.",
         {"kernel_version": "module", "library_version": "library"},
     ),
-    Kind("nvml_unavailable", _N, "NVML cannot be used: no driver, no library or no answer.", {"text": "the words"}),
+    Kind("nvml_unavailable", _N, "NVML cannot be used: no driver, no library or no answer."),
     Kind("nvml_permission_denied", _O, "NVML refuses for lack of permission: a configuration fault, not the GPU's."),
+    Kind("nvml_value_unreadable", _O, "NVML fails for one value of a GPU: cannot observe.", _COUNTER),
+    Kind("nvml_event", _G, "An NVML event that is no XID: context.", {"type": "event type bit", "data": "its data"}),
     Kind("nvml_hung", _O, "An NVML call did not return in time: the driver may hang."),
     Kind("nvml_child_crashed", _O, "The process that calls NVML died."),
     Kind(
@@ -259,13 +298,13 @@ _ALL = (
         "unsupported_gpu",
         _G,
         "The driver does not support this GPU, or it needs another driver flavour: configuration.",
-        {"text": "the words"},
+        {},
     ),
     Kind(
         "module_conflict",
         _N,
         "Kernel modules do not fit: wrong kernel, signature, missing symbol, another driver holds the GPU.",
-        {"text": "the words"},
+        {},
     ),
     # --- PCIe
     Kind("pcie_aer_corrected", _G, "PCIe corrected errors.", _PCIE),
@@ -280,6 +319,7 @@ _ALL = (
         _G,
         "A GPU's PCIe link is narrower or slower than it can be.",
         {
+            "device": "gpu",
             "width": "lanes now",
             "width_max": "lanes possible",
             "speed": "GT/s now",
@@ -294,17 +334,33 @@ _ALL = (
         "pci_power_state_failure",
         _G,
         "A PCI device cannot change its power state (D3cold): it no longer answers.",
-        {**_PCIE, "text": "the words"},
+        {
+            **_PCIE,
+        },
     ),
     Kind(
         "pci_config_failure",
         _G,
         "A GPU's PCI configuration is wrong: no BAR space, not assigned, disabled.",
-        {"text": "the words"},
+        {},
     ),
-    Kind("iommu_fault", _D, "The IOMMU or SMMU blocked an access.", {"bdf": "requester", "text": "the words"}),
+    Kind(
+        "iommu_fault",
+        _D,
+        "The IOMMU or SMMU blocked an access.",
+        {
+            "bdf": "requester",
+        },
+    ),
     # --- NVLink and fabric
-    Kind("nvlink_link_training_failed", _L, "An NVLink could not be trained.", {"link": "number", "text": "the words"}),
+    Kind(
+        "nvlink_link_training_failed",
+        _L,
+        "An NVLink could not be trained.",
+        {
+            "link": "number",
+        },
+    ),
     Kind(
         "nvlink_link_down",
         _L,
@@ -321,20 +377,20 @@ _ALL = (
         "nvlink_fabric_error",
         _L,
         "The NVLink fabric or its state is in error, or CUDA reports it (802).",
-        {"text": "the words"},
+        {},
     ),
     Kind(
         "nvswitch_error",
         _L,
         "An NVSwitch reported an error without an SXid.",
-        {"text": "the words", "switch": "nvidia-nvswitchN"},
+        {"switch": "nvidia-nvswitchN"},
     ),
-    Kind("fabric_manager_failed", _N, "The fabric manager failed or does not run.", {"text": "the words"}),
-    Kind("fabric_manager_not_needed", _N, "The fabric manager found no NVSwitch: harmless.", {"text": "the words"}),
+    Kind("fabric_manager_failed", _N, "The fabric manager failed or does not run."),
+    Kind("fabric_manager_not_needed", _N, "The fabric manager found no NVSwitch: harmless."),
     Kind(
         "fabric_state", _G, "A GPU's fabric state changed.", {**_COUNTER, "state": "as printed", "status": "as printed"}
     ),
-    Kind("imex_error", _N, "The IMEX domain is degraded or its daemon failed.", {"text": "the words"}),
+    Kind("imex_error", _N, "The IMEX domain is degraded or its daemon failed."),
     # --- clocks, heat and power
     Kind("hw_slowdown", _G, "Clocks are lowered by hardware, without saying why.", _THROTTLE),
     Kind(
@@ -350,7 +406,10 @@ _ALL = (
         "thermal_limit_low",
         _G,
         "A temperature limit was set lower than the hardware's own: configuration.",
-        {"limit": "set, °C", "default": "hardware's own, °C", "text": "the words"},
+        {
+            "limit": "set, °C",
+            "default": "hardware's own, °C",
+        },
     ),
     Kind(
         "power_limit_low",
@@ -362,52 +421,68 @@ _ALL = (
         "thermal_violation",
         _G,
         "A temperature crossed its limit.",
-        {"temperature_celsius": "read", "limit": "limit, °C", "text": "the words"},
+        {
+            "temperature_celsius": "read",
+            "limit": "limit, °C",
+        },
     ),
     Kind(
         "thermal_margin_violation",
         _G,
         "The margin to the thermal limit crossed a monitor's threshold.",
-        {"margin_celsius": "margin", "limit": "threshold, °C", "text": "the words"},
+        {
+            "margin_celsius": "margin",
+            "limit": "threshold, °C",
+        },
     ),
-    Kind("power_violation", _G, "Power is out of its limits, or auxiliary power is missing.", {"text": "the words"}),
+    Kind("power_violation", _G, "Power is out of its limits, or auxiliary power is missing."),
     Kind(
         "temperature_high",
         _G,
         "A GPU's temperature as read: context.",
         {"temperature_celsius": "read", "memory": "true for HBM"},
     ),
-    Kind("fan_failure", _G, "A GPU's fan failed or cannot be read.", {"text": "the words"}),
+    Kind("fan_failure", _G, "A GPU's fan failed or cannot be read."),
     # --- the host
     Kind(
         "host_memory_ue",
         _N,
         "Uncorrectable error in host memory.",
-        {"text": "the words", "location": "DIMM or address"},
+        {"location": "DIMM or address"},
     ),
-    Kind(
-        "host_memory_ce", _N, "Corrected errors in host memory.", {"text": "the words", "location": "DIMM or address"}
-    ),
+    Kind("host_memory_ce", _N, "Corrected errors in host memory.", {"location": "DIMM or address"}),
     Kind(
         "host_machine_check",
         _N,
         "The CPU reported a machine check or the firmware a hardware error.",
         {
-            "text": "the words",
             "severity": "fatal, recoverable, corrected or info",
             "component": "section type: PCIe, memory, processor …",
         },
     ),
-    Kind("host_thermal", _N, "A CPU is above its temperature limit.", {"text": "the words"}),
-    Kind("host_power_event", _N, "The host lost power, or a power supply failed.", {"text": "the words"}),
+    Kind("host_thermal", _N, "A CPU is above its temperature limit."),
+    Kind("host_power_event", _N, "The host lost power, or a power supply failed."),
     Kind(
         "soft_lockup",
         _N,
         "A CPU was stuck in the kernel.",
-        {"process": "name", "pid": "id", "seconds": "for how long", "cpu": "which"},
+        {
+            "in_nvidia": "true when its name is NVIDIA's",
+            "process": "name",
+            "pid": "id",
+            "seconds": "for how long",
+            "cpu": "which",
+        },
     ),
-    Kind("hard_lockup", _N, "A CPU stopped answering.", {"cpu": "which", "text": "the words"}),
-    Kind("rcu_stall", _N, "RCU stalled: CPUs or tasks do not make progress.", {"text": "the words"}),
+    Kind(
+        "hard_lockup",
+        _N,
+        "A CPU stopped answering.",
+        {
+            "cpu": "which",
+        },
+    ),
+    Kind("rcu_stall", _N, "RCU stalled: CPUs or tasks do not make progress."),
     Kind(
         "hung_task",
         _N,
@@ -419,14 +494,21 @@ _ALL = (
             "in_nvidia": "true when its name or stack is NVIDIA's",
         },
     ),
-    Kind("kernel_panic", _N, "The kernel crashed.", {"text": "the words", "module": "module named by the trace"}),
+    Kind("kernel_panic", _N, "The kernel crashed.", {"module": "module named by the trace"}),
     Kind(
         "oom_kill",
         _N,
         "The kernel killed a process for lack of memory.",
         {"process": "name", "pid": "id", "cgroup": "true when a container's own limit was hit"},
     ),
-    Kind("io_error", _N, "A disk or file system failed.", {"device": "name", "text": "the words"}),
+    Kind(
+        "io_error",
+        _N,
+        "A disk or file system failed.",
+        {
+            "device": "name",
+        },
+    ),
     Kind("host_shutdown", _N, "The host was shut down or restarted: planned."),
     Kind("kernel_boot", _N, "The kernel started."),
     # --- network
@@ -436,7 +518,6 @@ _ALL = (
         "A network adapter reported trouble.",
         {
             "bdf": "address",
-            "text": "the words",
             "event": "insufficient_power, command_failed, health, firmware, link_down, high_temperature, other",
         },
     ),
@@ -444,43 +525,56 @@ _ALL = (
         "nic_pcie_degraded",
         _D,
         "A network adapter's PCIe link is narrower or slower than it can be.",
-        {"bdf": "address", "width": "lanes now", "width_max": "lanes possible"},
+        {
+            "speed": "GT/s now",
+            "speed_max": "GT/s possible",
+            "width_degraded": "true when lanes are missing",
+            "limited_by": "the bridge that limits it",
+            "bdf": "address",
+            "width": "lanes now",
+            "width_max": "lanes possible",
+        },
     ),
-    Kind("infiniband_port_down", _D, "An InfiniBand port is down.", {"text": "the words"}),
+    Kind("infiniband_port_down", _D, "An InfiniBand port is down."),
     Kind("infiniband_errors", _D, "InfiniBand error counters rose.", _COUNTER),
-    Kind("nccl_error", _N, "NCCL says it failed: usually a consequence.", {"text": "the words"}),
-    Kind("nccl_segfault", _N, "A process crashed inside NCCL.", {"process": "name", "pid": "id"}),
+    Kind("nccl_error", _N, "NCCL says it failed: usually a consequence."),
+    Kind("nccl_segfault", _N, "A process crashed inside NCCL.", {"library": "file", "process": "name", "pid": "id"}),
     Kind(
         "app_segfault",
         _N,
         "A process crashed in a library of CUDA or the driver.",
         {"process": "name", "pid": "id", "library": "file"},
     ),
-    Kind("cuda_error", _G, "A program reported a CUDA error.", {"text": "the words", "error": "CUDA's name or number"}),
+    Kind("cuda_error", _G, "A program reported a CUDA error.", {"error": "CUDA's name or number"}),
     Kind(
         "peermem_error",
         _N,
         "nvidia-peermem reported an error: usually harmless after an application's end.",
-        {"text": "the words"},
+        {},
     ),
     # --- other vendors
     Kind(
         "amdgpu_fault",
         _D,
         "The amdgpu driver reported a fault.",
-        {"bdf": "address", "text": "the words", "event": "ras, reset, ring_timeout, page_fault, fallen_off_bus, other"},
+        {"bdf": "address", "event": "ras, reset, ring_timeout, page_fault, fallen_off_bus, other"},
     ),
     Kind(
         "nouveau_fault",
         _D,
         "The nouveau driver reported a fault: not the NVIDIA driver.",
-        {"bdf": "address", "text": "the words"},
+        {
+            "bdf": "address",
+        },
     ),
     Kind(
         "other_gpu_fault",
         _D,
         "Another vendor's accelerator reported a fault.",
-        {"driver": "i915, xe, habanalabs …", "bdf": "address", "text": "the words"},
+        {
+            "driver": "i915, xe, habanalabs …",
+            "bdf": "address",
+        },
     ),
     # --- what others said
     Kind("secondhand_xid", _O, "A program's text mentions an XID; the driver's own line is not here.", _SECONDHAND),
@@ -489,13 +583,15 @@ _ALL = (
         "nvlddmkm_event",
         _G,
         "The Windows driver's event: its numbers are no XIDs.",
-        {"event_id": "its number", "text": "the words"},
+        {
+            "event_id": "its number",
+        },
     ),
     Kind(
         "dcgm_health",
         _G,
         "DCGM's diagnosis or health watch says so.",
-        {"text": "the words", "error": "DCGM_FR_… or check name", "passed": "false"},
+        {"error": "DCGM_FR_… or check name", "passed": "false"},
     ),
     Kind(
         "userspace_kernel_line",
@@ -516,17 +612,25 @@ _ALL = (
         "Evidence is known to be lost; `count` says how much at least.",
         {"where": "where it was lost", "reason": "why"},
     ),
-    Kind(
-        "rate_limited", _O, "The kernel or journal suppressed messages; `count` says how many.", {"text": "the words"}
-    ),
+    Kind("rate_limited", _O, "The kernel or journal suppressed messages; `count` says how many.", {}),
     Kind(
         "previous_boot_line",
         _N,
         "A line from before this boot whose wording is not known here: kept.",
-        {"text": "the words"},
+        {},
     ),
     Kind("collector_failed", _O, "A collector of the agent failed."),
-    Kind("dcgm_unobservable", _O, "DCGM gives no values for a GPU: cannot observe."),
+    Kind(
+        "dcgm_unobservable",
+        _O,
+        "DCGM gives no values for a GPU: cannot observe.",
+        {"field": "which field is blank", "after": "how it is unreadable"},
+    ),
+    Kind("sysfs_unreadable", _O, "A file of the kernel cannot be read: cannot observe."),
+    Kind("sysfs_read_stuck", _O, "Reading a file of the kernel does not return: its driver may hang."),
+    Kind("workloads_unobservable", _O, "Who holds a GPU cannot be learned."),
+    Kind("duplicate_agent", _O, "Two agents claim one node."),
+    Kind("agent_stalled", _O, "The agent's own loop stood still."),
     Kind("agent_started", _O, "The agent started."),
     Kind("agent_stopped", _O, "The agent stopped on request."),
     Kind("agent_silent", _O, "The agent of a node is not heard."),

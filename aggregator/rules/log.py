@@ -78,10 +78,11 @@ class LogReader:
         return self._open is not None or self._tables.inside or self._dmesg_json.inside
 
     def _take(self, raw: str, grammars: Sequence[Grammar]) -> None:
-        record = self._dmesg_json.record(raw)
+        record = self._dmesg_json.record(formats.clean(raw))
         if record is None:
             return
-        line = formats.parse(record, now_us=self._now_us)
+        line = formats.parse_clean(record, now_us=self._now_us)
+        grammars = grammars or grammars_for(line.text.lower()) or ()
         if self._open is not None:
             whole = records.joined(self._open.line.text, line)
             if whole is not None:

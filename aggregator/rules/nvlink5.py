@@ -9,7 +9,7 @@ the investigatory action bucket; origin of the error (HW, SW, FW); what happens 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -48,8 +48,7 @@ def decode(xid: int, unit: str, intr_info: int, status: int, driver_major: int |
     """
     wanted = None if driver_major is None else "v1" if driver_major < FIRST_V2_DRIVER else "v2"
     rows = _rows().get(xid, ())
-    named = [row for row in rows if row.names & set(unit.upper().split("/"))]
-    matches = _matching(named or rows, intr_info, status, wanted)
+    matches = _matching(_named(rows, unit), intr_info, status, wanted)
     attributes: dict[str, Scalar] = {"link_down_reason": intr_info >> 20 & 0x3F} if xid == 149 else {}
     if not matches:
         return attributes | {"decode": "none"}
@@ -66,6 +65,13 @@ def decode(xid: int, unit: str, intr_info: int, status: int, driver_major: int |
         "local": _joined(row.local for row in matches),
         "remote": _joined(row.remote for row in matches),
     }
+
+
+def _named(rows: Sequence[Row], unit: str) -> Sequence[Row]:
+    """The rows of a printed unit, those that name it most exactly; all rows where none does."""
+    printed = frozenset(unit.upper().split("/"))
+    best = max((len(row.names & printed) for row in rows), default=0)
+    return [row for row in rows if len(row.names & printed) == best]
 
 
 def _matching(rows: Iterable[Row], intr_info: int, status: int, wanted: str | None) -> dict[Row, frozenset[str]]:

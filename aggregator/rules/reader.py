@@ -85,7 +85,7 @@ def _message(evidence: Evidence, message: str) -> list[Reading]:
     grammars = grammars_for(message.lower())
     if not grammars:
         return []
-    if evidence.kind == "previous_boot_line":  # pstore and journal files keep their prefixes
+    if evidence.kind == "previous_boot_line" or "malformed" in evidence.values:  # these keep their prefixes
         line = formats.parse(message)
         line = replace(line, origin=Origin.KERNEL) if line.origin is Origin.UNKNOWN else line
     else:
@@ -155,7 +155,7 @@ def _signal(evidence: Evidence, reading: Reading, number: int) -> Signal:
         order=evidence.key.seq,
         raw=evidence.text if evidence.text is not None else evidence.detail,
         source=evidence.key.source,
-        boot_id=evidence.boot_id,
+        boot_id=str(evidence.values.get("captured_boot_id") or evidence.boot_id),
         phase=evidence.phase,
         trust=trust_of(reading.kind),
         attributes=attributes,

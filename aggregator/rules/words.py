@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from aggregator.rules.formats import DMESG_JSON_WORD
+from aggregator.rules.formats import DMESG_JSON_WORD, JOURNAL_BYTES_WORDS
 from aggregator.rules.grammar import GRAMMARS
 from aggregator.rules.grammar.nvidia_smi import OPENING_WORDS
 from aggregator.rules.grammar.reading import Grammar
@@ -56,10 +56,11 @@ STEMS = (
         "version",
     ),
     *("mlx", "bnxt", "cuda", "dcgm", "nccl", "fabric", "nouveau", "i915", "habana", '"pri":', "dmar", "amd-vi", "smmu"),
+    *JOURNAL_BYTES_WORDS,
 )
 
 # Words that matter to the reading of a log as a whole and to no grammar.
-_LOG_WORDS = (*OPENING_WORDS, DMESG_JSON_WORD, "last message repeated")
+_LOG_WORDS = (*OPENING_WORDS, DMESG_JSON_WORD, *JOURNAL_BYTES_WORDS, "last message repeated")
 
 WORDS: tuple[tuple[str, Grammar | None], ...] = (
     *((word, grammar) for grammar in GRAMMARS for word in grammar.words),

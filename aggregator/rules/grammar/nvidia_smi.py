@@ -35,7 +35,7 @@ _ROW = re.compile(
     rf"\|\s{{1,4}}(?P<index>\d{{1,3}})\s\s(?P<model>\S.{{1,40}}?)\s{{2,}}.{{0,30}}\|\s(?P<pci>{FULL_PCI})\s.{{0,12}}\|\s{{0,20}}(?P<ecc>\S{{1,12}})\s\|"
 )
 _ROW_STATE = re.compile(
-    r"\|\s{0,4}(?P<fan>\S{1,4})\s{1,6}(?P<temperature>\S{1,4})\s{1,6}(?P<perf>\S{1,4})\s{1,12}(?P<power>\S{1,8}).{0,40}\|"
+    r"\|\s{0,4}(?P<fan>\S{1,4})\s{1,6}(?P<temperature>\S{1,4})\s{1,6}(?P<perf>\S{1,4})\s{1,24}(?P<power>\S{1,8}).{0,40}\|"
 )
 _HOT_CELSIUS = 85  # worth showing; whether it is too hot depends on the board's own limits
 

@@ -94,7 +94,6 @@ _FORMS = (
         "pci i/o region|bar|misconfigured",
         r"I/O region assigned.{0,60}invalid|BAR\d? is 0M|"
         r"(?:map|enough|assign|claim).{0,40}\bBAR|misconfigured|BAR\d?.{0,40}not assigned",
-        constant(stage="bar"),
     ),
     form(
         "driver_version_mismatch",

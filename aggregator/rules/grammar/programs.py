@@ -72,9 +72,8 @@ _LIMITS = (
     ),
     form("power_violation", "dcgm_fr_power|power violation", r"DCGM_FR_POWER|power violation"),
 )
-_DCGM = re.compile(
-    r"\b(?P<error>DCGM_FR_[A-Z0-9_]{2,60})\b|\bdcgmi? (?:diag|health).{0,60}\b(?P<verdict>fail\w{0,2})\b", re.I
-)
+_DCGM_ERROR = re.compile(r"\bDCGM_FR_[A-Z0-9_]{2,60}\b")
+_DCGM_FAILED = re.compile(r"\bdcgmi? (?:diag|health).{0,60}\bfail", re.I)
 _CUDA = re.compile(
     r"CUDA error(?: \d{1,4})?:? ?(?P<words>[\w ,'-]{3,120})|\b(?P<name>CUDA_ERROR_[A-Z_]{3,60}|cudaError[A-Z]\w{3,60})\b|"
     r"CUDA (?:driver|runtime) .{0,40}(?P<failure>fail\w{0,4}|error)"
@@ -86,7 +85,7 @@ _MENTION = re.compile(
 _QUOTED_LINE = re.compile(r"NVRM: Xid \((?:PCI:)?[0-9A-Fa-f:. A-Z-]{7,40}\): ?(?P<code>\d{1,6})")
 _ABOUT_A_GPU = re.compile(r"\bgpus?\b|nvidia|nvrm|\bpci\b|fallen off|GPU-[0-9a-f]{8}|dcgm|health", re.I)
 _NOT_A_REPORT = re.compile(
-    r"^\s*(?:[$#%]\s|(?:sudo|echo|printf|e?grep|rg|awk|sed|logger|journalctl|dmesg|cat|tee|curl|kubectl)\s|"
+    r"^\s*(?:[$#%+]\s|[\w.-]{1,64}@[\w.-]{1,64}[:\s]\S{0,200}[$#]\s|(?:sudo|echo|printf|e?grep|rg|awk|sed|logger|journalctl|dmesg|cat|tee|curl|kubectl)\s|"
     r"(?:if|for|def|assert|return|import)\s)|"
     r"transaction|wraparound|vacuum|\bxid = |https?://|/\* |example|e\.g\.|documentation|see also|\bwhat (?:is|does)\b",
     re.I,
@@ -120,9 +119,9 @@ def read_monitors(line: Line) -> Iterator[Reading]:
     if reading is not None:
         yield reading
         return
-    dcgm = _DCGM.search(line.text)
-    if dcgm:
-        attributes = present(text=line.text, error=dcgm["error"], passed=False)
+    error = _DCGM_ERROR.search(line.text)
+    if error or _DCGM_FAILED.search(line.text):
+        attributes = present(text=line.text, error=error[0] if error else None, passed=False)
         yield Reading("dcgm_health", attributes, pci=pci_in(line.text), gpu_uuid=uuid_in(line.text))
 
 

@@ -125,5 +125,5 @@ def _names_fabric_manager(line: Line, ours: bool) -> bool:
 GRAMMARS = (
     Grammar("sxid", ("sxid (",), read_sxid),
     Grammar("nvswitch", ("nvidia-nvswitch",), read_switch),
-    Grammar("fabric_manager", ("nvswitch", "fabric", "nv_warn_nothing"), read_fabric_manager, PROGRAM_LINES),
+    Grammar("fabric_manager", ("nvswitch", "fabric", "nvlink", "nv_warn_nothing"), read_fabric_manager, PROGRAM_LINES),
 )
