@@ -30,7 +30,7 @@ from aggregator.rules.kinds import About
 DEADLINE_GRAIN_US = (
     250_000  # deadlines are rounded up to this, so that ten thousand of them do not wake us ten thousand times
 )
-KERNEL_SOURCES = frozenset(
+NOT_REPORTED_ANEW = frozenset(
     ("kmsg", "kmsg_storm", "kmsg_previous_boot", "pstore")
 )  # an agent's restart says nothing of these
 
@@ -84,7 +84,7 @@ def _repair_by(mend: Signal, fault: Signal, windows: Windows) -> Repair | None:
     if mend.kind in ("kernel_boot", "agent_started") and mend.boot_id != fault.boot_id:
         return Repair(settled, "rebooted")
     if mend.kind == "agent_started":
-        reported_anew = fault.phase is Phase.BEGAN and fault.source not in KERNEL_SOURCES
+        reported_anew = fault.phase is Phase.BEGAN and fault.source not in NOT_REPORTED_ANEW
         return Repair(at + micros(windows.reconfirm), "recovered") if reported_anew else None
     if fault.phase is Phase.BEGAN:
         return None

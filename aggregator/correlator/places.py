@@ -30,8 +30,9 @@ PLANNED: Mapping[str, str] = {
 EXCUSED = frozenset(
     (
         "agent_silent", "collector_failed", "dcgm_unobservable", "driver_message", "driver_version_mismatch", "evidence_gap",
-        "fabric_manager_failed", "fabric_state", "gpu_count_low", "gpu_handle_error", "imex_error", "inventory_changed",
-        "nvlink_link_down", "nvml_child_crashed", "nvml_gpu_lost", "nvml_hung", "nvml_permission_denied", "nvml_unavailable",
+        "fabric_manager_failed", "fabric_state", "gpu_count_differs", "gpu_count_low", "gpu_handle_error", "gpu_not_in_nvml",
+        "imex_error", "inventory_changed", "nvlink_link_down", "nvml_child_crashed", "nvml_gpu_lost", "nvml_hung",
+        "nvml_permission_denied", "nvml_unavailable",
     )
 )  # fmt: skip
 
