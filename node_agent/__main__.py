@@ -3,7 +3,13 @@
 Exit codes: 0 done; 2 a variable or option is wrong, and named; 3 (`--yield`, `--resume`) no agent answers.
 """
 
+# ruff: noqa: E402  # imports come after what must precede them
+
 from __future__ import annotations
+
+from node_agent.lean import import_lean
+
+import_lean()
 
 import argparse
 import asyncio
@@ -19,13 +25,15 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported; the 
 
 from node_agent.agent import Agent
 from node_agent.collectors.dcgm import DcgmCollector
+from node_agent.collectors.kmsg import KmsgCollector
 from node_agent.collectors.nvml import NvmlCollector
+from node_agent.collectors.previous_boot import PreviousBootCollector
 from node_agent.collectors.sysfs import SysfsCollector
 from node_agent.collectors.workloads import WorkloadsCollector
 from node_agent.control import ask_to_yield
 from node_agent.dial import Endpoint
 from node_agent.evidence import Recorder
-from node_agent.identity import Identity, agent_version, read_boot_id, read_kernel_version
+from node_agent.identity import AGENT_VERSION, Identity, read_boot_id, read_kernel_version
 from node_agent.logs import log_to_stderr
 from node_agent.probes import Probes
 from node_agent.query_socket import LONGEST_YIELD_SECONDS, SocketInUse
@@ -61,7 +69,7 @@ async def _run(settings: Settings) -> None:
         boot_id=boot_id,
         installation_id=spool.installation_id,
         simulated=settings.simulated,
-        agent_version=agent_version(),
+        agent_version=AGENT_VERSION,
     )
     recorder = Recorder(
         node=identity.node,
@@ -75,7 +83,7 @@ async def _run(settings: Settings) -> None:
     spool.tell_losses_through(agent.encode_loss)
     probes = _serve_probes(settings.metrics_address, agent)
     try:
-        await agent.run(_sources(settings, agent), settings.socket_path, _stop_on_signals())
+        await agent.run(_sources(settings, agent, spool, boot_id), settings.socket_path, _stop_on_signals())
     except (SocketInUse, OSError) as error:
         raise SettingsError("STATE_DIR", str(error)) from error
     finally:
@@ -83,7 +91,7 @@ async def _run(settings: Settings) -> None:
         spool.close()
 
 
-def _sources(settings: Settings, agent: Agent) -> Sources:
+def _sources(settings: Settings, agent: Agent, spool: Spool, boot_id: str) -> Sources:
     gpus = _gpus(settings, agent)
     workloads = WorkloadsCollector(settings.pod_resources_socket, settings.proc_root)
     return Sources(
@@ -96,7 +104,12 @@ def _sources(settings: Settings, agent: Agent) -> Sources:
         ),
         dcgm=DcgmCollector(settings.dcgm_exporter_url),
         workloads=workloads,
-        kernel=(),
+        kernel=(
+            KmsgCollector(
+                settings.kmsg_path, boot_id=boot_id, spool=spool, workloads_of_pid=workloads.workloads_of_pid
+            ),
+            PreviousBootCollector(settings.sysfs_root, boot_id=boot_id, spool=spool),
+        ),
     )
 
 

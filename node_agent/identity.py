@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+
+AGENT_VERSION = "0.1.0"  # the distribution's; asking importlib.metadata would load mail parsers, 2 MB of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +17,6 @@ class Identity:
     installation_id: str
     simulated: bool
     agent_version: str
-
-
-def agent_version() -> str:
-    """The distribution's version."""
-    return version("gcm-sentinel")
 
 
 def read_boot_id(proc_root: Path) -> str:

@@ -139,3 +139,22 @@ async def test_a_blocked_loop_is_noticed_and_reported() -> None:
         task.cancel()
     assert facts[0].kind == "agent_stalled"
     assert heartbeat.lag_seconds > 0.3
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"200"),
+        (b"GET /healthz?verbose HTTP/1.0\n\n", b"200"),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", b"405"),
+        (b"\xff\xfe\r\n\r\n", b"405"),
+        (b"GET /\xff HTTP/1.1\r\n\r\n", b"404"),
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", b"405"),
+        (b"GET /healthz HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"200"),
+    ],
+)
+def test_any_request_is_answered(served: Served, request_: bytes, status: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.probes.port), timeout=5) as connection:
+        connection.sendall(request_)
+        assert connection.recv(4096).split()[1] == status
+    assert served.get("/healthz") == (200, "ok\n")

@@ -90,7 +90,7 @@ async def test_what_was_seen_while_cut_off_arrives_after_a_kill(aggregator: Scri
         await connected(aggregator)
         await aggregator.stop()
         expected = []
-        for number in range(200):
+        for number in range(150):
             expected.append(XID.format(number))
             agent.kernel(expected[-1])
         await asyncio.sleep(1.0)
@@ -98,10 +98,10 @@ async def test_what_was_seen_while_cut_off_arrives_after_a_kill(aggregator: Scri
         await aggregator.start()
         await agent.start()
         await connected(aggregator, hellos=2)
-        await aggregator.until(lambda: len(lines(aggregator)) >= 200)
+        await aggregator.until(lambda: len(lines(aggregator)) >= 150)
         expected.append(XID.format("after"))
         agent.kernel(expected[-1])
-        await aggregator.until(lambda: len(lines(aggregator)) >= 201)
+        await aggregator.until(lambda: len(lines(aggregator)) >= 151)
     assert lines(aggregator) == expected
     first, second = aggregator.hellos
     assert first.installation_id == second.installation_id
