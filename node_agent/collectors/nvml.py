@@ -102,13 +102,14 @@ class NvmlCollector:
         self._timing = timing
         self._environ = environ
         self._report: Report = lambda fact: None
-        self._saved: str | None = None
         self._confirmed = False
         remembered = load(self._path, time.monotonic())
+        self._saved = None if remembered is None else dump(remembered)
         self._node = Node(remembered, expected_gpus=expected_gpus, kernel_version=kernel_version)
         self._failures = 0
         self._longest_rest = timing.longest_restart
-        self._unreadable_because = "the driver has not been opened yet"
+        self._unreadable_because = ""
+        self._reading = False
         self._due: dict[str, float] = {}
         self._nudged_at = 0.0
         self._waiting: list[asyncio.Future[Snapshot]] = []
@@ -125,7 +126,7 @@ class NvmlCollector:
 
     def nvml_gpus(self) -> frozenset[str] | None:
         """PCI addresses of the GPUs that NVML offers; None while that is not known, or simulated."""
-        return None if self._arguments or self._unreadable_because else self._node.pci_addresses()
+        return self._node.pci_addresses() if self._reading and not self._arguments else None
 
     async def snapshot(self, timeout_seconds: float) -> Snapshot:
         """A fresh reading of every GPU. Raises SnapshotUnavailable, and TimeoutError when it takes longer."""
@@ -155,11 +156,13 @@ class NvmlCollector:
     async def collect(self, report: Report) -> None:
         """Read GPUs until cancelled. Raises CollectorAbsent when nothing says that this node has any."""
         self._report = report
-        while True:
-            await self._stay_yielded()
-            await self._run_child()
+        try:
+            while True:
+                await self._stay_yielded()
+                await self._run_child()
+                await self._rest()
+        finally:
             await self._save()
-            await self._rest()
 
     async def _run_child(self) -> None:
         self._released.clear()
@@ -178,19 +181,16 @@ class NvmlCollector:
             self._failed("nvml_hung", str(hang), began)
             await self._end_hung(child)
         finally:
-            self._unreadable_because = self._unreadable_because or "the driver is being opened anew"
-            for answer in self._waiting:
-                if not answer.done():
-                    answer.set_exception(SnapshotUnavailable(self._unreadable_because))
-            self._waiting.clear()
+            self._reading = False
             await self._leave(child)
+            await self._save()
 
     async def _end_hung(self, child: NvmlChild) -> None:
         if await child.kill():
             return
         stuck = f"process {child.pid} hangs in the driver and SIGKILL does not end it; none is started until the kernel lets it go"
         log.error(stuck)
-        self._unreadable_because = stuck
+        self._cannot_read(stuck)
         self._tell(self._node.hang_is_final(stuck))
         await self._save()
         await asyncio.shield(child.exited)
@@ -215,7 +215,7 @@ class NvmlCollector:
         self._due = {group: began + timing.interval(group) for group in ("critical", "counters", "snapshot")}
         await self._read(child, "snapshot")
         self._tell(node.driver_is(None))
-        self._unreadable_because = ""
+        self._unreadable_because, self._reading = "", True
         self._report_snapshot(node.snapshot())
         await self._save()
         while self._yield_until is None and not self._opening_is_due(time.monotonic() - began):
@@ -257,15 +257,13 @@ class NvmlCollector:
                 answer.set_result(self._node.snapshot())
 
     async def _sleep_until(self, when: float) -> bool:
-        """True when it is that time, False when woken before."""
-        self._wake.clear()
-        if self._waiting:
-            return False
+        """True when it is that time, False when woken before: a wake that nobody waited for counts at the next sleep."""
         try:
             async with asyncio.timeout(when - time.monotonic()):
                 await self._wake.wait()
         except TimeoutError:
             return True
+        self._wake.clear()
         return False
 
     async def _rest(self) -> None:
@@ -280,10 +278,11 @@ class NvmlCollector:
     async def _stay_yielded(self) -> None:
         while self._yield_until is not None and (left := self._yield_until - time.time()) > 0:
             until = time.strftime("%H:%M:%S UTC", time.gmtime(self._yield_until))
-            self._unreadable_because = f"the agent has let go of the driver until {until}"
+            self._cannot_read(f"the agent has let go of the driver until {until}")
             self._tell(self._node.yielded(self._unreadable_because))
             await self._save()
             await self._sleep_until(time.monotonic() + left)
+            self._unreadable_because = ""
         self._yield_until = None
         self._tell(self._node.resumed())
 
@@ -310,9 +309,16 @@ class NvmlCollector:
     def _failed(self, kind: str, detail: str, began: float) -> None:
         self._failures = 1 if time.monotonic() - began >= self._timing.settled else self._failures + 1
         self._longest_rest = self._timing.longest_restart
-        self._unreadable_because = detail
+        self._cannot_read(detail)
         log.warning("%s: %s", kind, detail)
         self._tell(self._node.driver_is(kind, detail))
+
+    def _cannot_read(self, because: str) -> None:
+        self._unreadable_because = because
+        for answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(SnapshotUnavailable(because))
+        self._waiting.clear()
 
     def _tell(self, facts: Iterable[Fact]) -> None:
         for fact in facts:

@@ -17,7 +17,7 @@ import pynvml
 from node_agent.nvml.codes import EVENT_POWER_SOURCE, EVENT_PSTATE, TIMEOUT
 from node_agent.nvml.device import Device
 
-WAIT_MILLISECONDS: Final = 500  # how long a shutdown may wait for this thread
+WAIT_MILLISECONDS: Final = 250  # how long a shutdown may wait for this thread
 FIRST_BACKOFF_SECONDS: Final = 0.05
 MAX_BACKOFF_SECONDS: Final = 30.0
 _UNWANTED: Final = EVENT_PSTATE | EVENT_POWER_SOURCE
