@@ -11,7 +11,7 @@ from node_agent.proc import scan_tasks
 from node_agent.stuck_tasks import StuckTasks
 from tests.collectors.conftest import WatchNode
 from tests.collectors.node_tree import NodeTree, block, release
-from tests.collectors.watching import never_blocked, watching
+from tests.collectors.watching import never_blocked
 
 STACK = "[<0>] rwsem_down_write_slowpath+0x2f1/0x6a0\n[<0>] os_acquire_rwlock_write+0x35/0x40 [nvidia]\n"
 
@@ -30,7 +30,7 @@ STACK = "[<0>] rwsem_down_write_slowpath+0x2f1/0x6a0\n[<0>] os_acquire_rwlock_wr
 async def test_a_task_asleep_in_the_driver_is_told_with_its_workload_until_it_is_gone(
     task: dict[str, Any], shown: str, node: NodeTree, watch: WatchNode
 ) -> None:
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
         node.add_task(4242, state="D", **task)
         began = await facts.first("driver_task_stuck", Phase.BEGAN)
@@ -56,7 +56,7 @@ async def test_a_task_asleep_elsewhere_is_not_the_drivers(
     task: dict[str, Any], node: NodeTree, watch: WatchNode
 ) -> None:
     node.add_task(4242, state="D", **task)
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
 
 
@@ -73,7 +73,7 @@ async def test_while_stacks_cannot_be_read_names_decide(node: NodeTree, watch: W
     node.add_task(4242, "nvidia-smi", state="D")
     blocked = node.proc / "4242/task/4242/stack"
     block(blocked)
-    async with watching(watch(deadline_seconds=0.2)) as facts, never_blocked():
+    async with watch(deadline_seconds=0.2) as facts, never_blocked():
         assert "task stacks" in (await facts.first("sysfs_read_stuck", Phase.BEGAN)).detail
         await facts.first("driver_task_stuck", Phase.BEGAN)
         await facts.stay(2)

@@ -17,14 +17,13 @@ GPU, OTHER_GPU = GPUS
 
 
 async def test_a_healthy_node_gives_no_evidence_and_the_first_fault_is_seen(node: NodeTree, watch: WatchNode) -> None:
-    collector = watch()
-    async with watching(collector) as facts:
+    async with watch() as facts:
         await facts.stay(0)
         write(node.controller / "ue_count", "1")
         await facts.first("host_memory_ue")
-    assert collector.pci_gpus == GPUS
-    assert collector.driver_version == "550.54.15"
-    assert collector.gpu_values[GPU] == {
+    assert watch.collector.pci_gpus == GPUS
+    assert watch.collector.driver_version == "550.54.15"
+    assert watch.collector.gpu_values[GPU] == {
         "pcie_link_width_lanes": 16,
         "pcie_link_width_max_lanes": 16,
         "pcie_link_speed_gts": 16.0,
@@ -33,13 +32,13 @@ async def test_a_healthy_node_gives_no_evidence_and_the_first_fault_is_seen(node
         "aer_nonfatal_total": 0,
         "aer_fatal_total": 0,
     }
-    assert collector.values["infiniband_mlx5_0_1_rate"] == "400 Gb/sec (4X NDR)"
+    assert watch.collector.values["infiniband_mlx5_0_1_rate"] == "400 Gb/sec (4X NDR)"
 
 
 async def test_a_gpu_link_that_loses_lanes_is_degraded_until_it_has_them_again(
     node: NodeTree, watch: WatchNode
 ) -> None:
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         write(node.device(GPU) / "current_link_width", "8")
         began = await facts.first("pcie_gpu_degraded", Phase.BEGAN)
         write(node.device(GPU) / "current_link_width", "16")
@@ -64,21 +63,21 @@ async def test_a_link_is_not_degraded_because(
 ) -> None:
     for (address, attribute), text in changes.items():
         write(node.device(address) / attribute, text)
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
 
 
 async def test_a_device_without_pcie_link_attributes_is_no_fault(node: NodeTree, watch: WatchNode) -> None:
     for path in node.device(GPU).glob("*_link_*"):
         path.unlink()
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
 
 
 async def test_a_gpu_that_answers_with_all_ones_has_left_the_bus_and_is_not_called_narrow(
     node: NodeTree, watch: WatchNode
 ) -> None:
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         write(node.device(GPU) / "current_link_speed", "Unknown")
         write(node.device(GPU) / "current_link_width", "63")
         began = await facts.first("gpu_fallen_off_bus", Phase.BEGAN)
@@ -101,7 +100,7 @@ async def test_errors_counted_at_a_gpu_or_its_port_name_that_gpu(
     attribute: str, kind: str, severity: str, address: str, node: NodeTree, watch: WatchNode
 ) -> None:
     node.count_aer(address, attribute, 3)  # from before the agent's start: its kernel lines tell of these
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
         node.count_aer(address, attribute, 5)
         fact = await facts.first(kind)
@@ -114,7 +113,7 @@ async def test_errors_counted_at_a_gpu_or_its_port_name_that_gpu(
 async def test_errors_at_a_port_above_several_gpus_blame_none_of_them(node: NodeTree, watch: WatchNode) -> None:
     second = "0000:3c:00.0"
     node.add_pci(second, f"pci0000:00/{PORTS[GPU]}/{second}", vendor="0x10de", kind="0x030000", driver="nvidia")
-    async with watching(watch(lambda: frozenset((*GPUS, second)))) as facts:
+    async with watch(lambda: frozenset((*GPUS, second))) as facts:
         await facts.stay(0)
         node.count_aer(PORTS[GPU], "aer_dev_fatal", 1)
         assert (await facts.first("pcie_aer_fatal")).gpu is None
@@ -124,7 +123,7 @@ async def test_errors_at_a_port_above_several_gpus_blame_none_of_them(node: Node
 async def test_corrected_errors_are_told_at_tenfold_steps_and_fatal_ones_each_time(
     node: NodeTree, watch: WatchNode
 ) -> None:
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
         for count, told in ((1, 1), (2, 1), (9, 1), (10, 2), (70, 2), (123, 3)):
             node.count_aer(GPU, "aer_dev_correctable", count)
@@ -142,7 +141,7 @@ async def test_a_gpu_that_only_one_of_bus_and_nvml_sees_is_told_until_both_agree
     kind: str, nvml: frozenset[str], watch: WatchNode
 ) -> None:
     seen: list[frozenset[str] | None] = [frozenset(GPUS)]
-    async with watching(watch(lambda: seen[-1])) as facts:
+    async with watch(lambda: seen[-1]) as facts:
         await facts.stay(0)
         seen.append(nvml)
         began = await facts.first(kind, Phase.BEGAN)
@@ -159,12 +158,12 @@ async def test_a_gpu_that_another_driver_holds_is_not_missed_in_nvml(
     driver: str, node: NodeTree, watch: WatchNode
 ) -> None:
     node.bind(node.device(GPU), driver)
-    async with watching(watch(lambda: frozenset({OTHER_GPU}))) as facts:
+    async with watch(lambda: frozenset({OTHER_GPU})) as facts:
         await facts.stay(0)
 
 
 async def test_a_gpu_that_leaves_the_bus_is_a_change_of_inventory(node: NodeTree, watch: WatchNode) -> None:
-    async with watching(watch(lambda: None)) as facts:
+    async with watch(lambda: None) as facts:
         await facts.stay(0)
         node.remove(OTHER_GPU)
         fact = await facts.first("inventory_changed")
@@ -173,7 +172,7 @@ async def test_a_gpu_that_leaves_the_bus_is_a_change_of_inventory(node: NodeTree
 
 
 async def test_a_new_driver_is_a_change_of_inventory(node: NodeTree, watch: WatchNode) -> None:
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
         (node.sys / "module/nvidia/version").unlink()
         await facts.first("inventory_changed", count=1)
@@ -196,14 +195,13 @@ async def test_a_new_driver_is_a_change_of_inventory(node: NodeTree, watch: Watc
 async def test_the_driver_names_its_version_in_proc(text: str, version: str, node: NodeTree, watch: WatchNode) -> None:
     (node.sys / "module/nvidia/version").unlink()
     write(node.proc / "driver/nvidia/version", text)
-    collector = watch()
-    async with watching(collector) as facts:
+    async with watch() as facts:
         await facts.stay(0)
-    assert collector.driver_version == version
+    assert watch.collector.driver_version == version
 
 
 async def test_host_memory_errors_name_the_dimm(node: NodeTree, watch: WatchNode) -> None:
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
         write(node.controller / "dimm0/dimm_ue_count", "1")
         write(node.controller / "ue_count", "1")
@@ -218,7 +216,7 @@ async def test_host_memory_errors_name_the_dimm(node: NodeTree, watch: WatchNode
 
 async def test_a_port_that_goes_down_is_told_until_it_is_up(node: NodeTree, watch: WatchNode) -> None:
     node.add_adapter("mlx5_1", "0000:19:00.0")
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
         write(node.port() / "phys_state", "3: Disabled")
         write(node.port() / "state", "1: DOWN")
@@ -234,7 +232,7 @@ async def test_a_port_that_goes_down_is_told_until_it_is_up(node: NodeTree, watc
 
 async def test_a_port_that_was_never_up_has_no_cable_and_is_no_fault(node: NodeTree, watch: WatchNode) -> None:
     write(node.port() / "state", "1: DOWN")
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
 
 
@@ -242,7 +240,7 @@ async def test_a_port_that_was_never_up_has_no_cable_and_is_no_fault(node: NodeT
 async def test_port_error_counters_are_told(
     counter: str, told_at: tuple[int, ...], node: NodeTree, watch: WatchNode
 ) -> None:
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
         for number, count in enumerate(told_at, start=1):
             write(node.port() / "counters" / counter, str(count))
@@ -254,7 +252,7 @@ async def test_port_error_counters_are_told(
 async def test_an_adapter_with_fewer_lanes_is_degraded_until_it_has_them_again(
     node: NodeTree, watch: WatchNode
 ) -> None:
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         write(node.device("0000:18:00.0") / "current_link_width", "4")
         began = await facts.first("nic_pcie_degraded", Phase.BEGAN)
         write(node.device("0000:18:00.0") / "current_link_width", "16")
@@ -264,10 +262,16 @@ async def test_an_adapter_with_fewer_lanes_is_degraded_until_it_has_them_again(
     assert "0000:18:00.0" in began.detail
 
 
-@pytest.mark.parametrize("missing", ["bus", "devices/system/edac", "class/infiniband"])
+@pytest.mark.parametrize("missing", ["devices/system/edac", "class/infiniband"])
 async def test_what_a_node_does_not_have_is_no_fault(missing: str, node: NodeTree, watch: WatchNode) -> None:
     shutil.rmtree(node.sys / missing)
-    async with watching(watch()) as facts:
+    async with watch() as facts:
+        await facts.stay(0)
+
+
+async def test_gpus_are_not_missed_on_a_bus_that_cannot_be_seen(node: NodeTree) -> None:
+    shutil.rmtree(node.sys / "bus")
+    async with watching(SysfsCollector(node.sys, node.proc, lambda: frozenset(GPUS), interval_seconds=0.01)) as facts:
         await facts.stay(0)
 
 

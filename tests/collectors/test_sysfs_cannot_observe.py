@@ -12,7 +12,7 @@ from node_agent.attributes import Attributes
 from node_agent.evidence import Gpu, Phase, Unreadable
 from tests.collectors.conftest import WatchNode
 from tests.collectors.node_tree import GPUS, NodeTree, block, is_waited_for, release, write
-from tests.collectors.watching import never_blocked, until, watching
+from tests.collectors.watching import never_blocked, until
 
 GPU, OTHER_GPU = GPUS
 SHORT_DEADLINE = 0.2
@@ -23,7 +23,7 @@ async def test_a_read_that_hangs_is_told_costs_one_thread_and_hurts_no_other_gpu
 ) -> None:
     blocked = node.device(GPU) / "current_link_width"
     block(blocked)
-    async with watching(watch(deadline_seconds=SHORT_DEADLINE)) as facts, never_blocked():
+    async with watch(deadline_seconds=SHORT_DEADLINE) as facts, never_blocked():
         began = await facts.first("sysfs_read_stuck", Phase.BEGAN)
         write(node.device(OTHER_GPU) / "current_link_width", "8")
         assert (await facts.first("pcie_gpu_degraded", Phase.BEGAN)).gpu == Gpu(pci=OTHER_GPU)
@@ -53,7 +53,7 @@ async def test_each_source_that_hangs_is_told_by_name_and_the_gpus_are_watched_o
     blocked = node.sys.parent / attribute
     healthy = blocked.read_text()
     block(blocked)
-    async with watching(watch(deadline_seconds=SHORT_DEADLINE)) as facts, never_blocked():
+    async with watch(deadline_seconds=SHORT_DEADLINE) as facts, never_blocked():
         began = await facts.first("sysfs_read_stuck", Phase.BEGAN)
         assert f"reading {source} has not returned" in began.detail
         node.count_aer(GPU, "aer_dev_fatal", 1)
@@ -66,13 +66,12 @@ async def test_each_source_that_hangs_is_told_by_name_and_the_gpus_are_watched_o
 async def test_a_sleeping_gpu_is_not_read_and_its_states_stay_as_they_were(
     attribute: str, text: str, node: NodeTree, watch: WatchNode
 ) -> None:
-    collector = watch(deadline_seconds=SHORT_DEADLINE)
     path = node.device(GPU)
-    async with watching(collector) as facts:
+    async with watch(deadline_seconds=SHORT_DEADLINE) as facts:
         write(path / "current_link_width", "8")
         await facts.first("pcie_gpu_degraded", Phase.BEGAN)
         write(path / attribute, text)
-        await until(lambda: collector.gpu_values[GPU] == {"pci_power": "asleep"}, "sleep")
+        await until(lambda: watch.collector.gpu_values[GPU] == {"pci_power": "asleep"}, "sleep")
         for name in ("current_link_width", "max_link_width", "current_link_speed", "max_link_speed"):
             block(path / name)
         await facts.stay(1, seconds=3 * SHORT_DEADLINE)
@@ -83,14 +82,14 @@ async def test_a_sleeping_adapter_and_its_ports_are_not_read(node: NodeTree, wat
     write(node.device("0000:18:00.0") / "power/runtime_status", "suspended")
     block(node.port() / "state")
     block(node.device("0000:18:00.0") / "current_link_width")
-    async with watching(watch(deadline_seconds=SHORT_DEADLINE)) as facts:
+    async with watch(deadline_seconds=SHORT_DEADLINE) as facts:
         await facts.stay(0, seconds=3 * SHORT_DEADLINE)
 
 
 async def test_counters_of_a_virtual_function_are_not_read(node: NodeTree, watch: WatchNode) -> None:
     (node.device("0000:18:00.0") / "physfn").symlink_to("../0000:17:00.0")
     block(node.port() / "counters/link_downed")
-    async with watching(watch(deadline_seconds=SHORT_DEADLINE)) as facts:
+    async with watch(deadline_seconds=SHORT_DEADLINE) as facts:
         await facts.stay(0, seconds=3 * SHORT_DEADLINE)
 
 
@@ -108,7 +107,7 @@ async def test_an_attribute_that_cannot_be_read_is_told_and_is_neither_a_fault_n
     path = node.sys / attribute
     path.unlink()
     path.mkdir()  # reading it fails with EISDIR
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         began = await facts.first("sysfs_unreadable", Phase.BEGAN)
         await facts.stay(1)
     assert began.detail.startswith(f"cannot read {name}")
@@ -126,7 +125,7 @@ async def test_a_fault_that_can_no_longer_be_seen_has_not_ended(
     attribute: str, bad: str, kind: str, node: NodeTree, watch: WatchNode
 ) -> None:
     path = node.sys / attribute
-    async with watching(watch()) as facts:
+    async with watch() as facts:
         await facts.stay(0)
         write(path, bad)
         await facts.first(kind, Phase.BEGAN)
@@ -154,7 +153,7 @@ async def test_many_sources_that_hang_cost_one_thread_each(node: NodeTree, watch
     blocked += [node.port() / "state", node.controller / "ue_count", node.proc / "7/stat"]
     for path in blocked:
         block(path)
-    async with watching(watch(deadline_seconds=SHORT_DEADLINE)) as facts, never_blocked():
+    async with watch(deadline_seconds=SHORT_DEADLINE) as facts, never_blocked():
         await facts.first("sysfs_read_stuck", Phase.BEGAN, count=len(blocked))
         for _ in range(20):
             await asyncio.sleep(0.02)

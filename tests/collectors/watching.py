@@ -17,8 +17,9 @@ QUIET_SECONDS = 0.2  # a dozen cycles at the tests' intervals
 class Facts:
     """Everything a collector reported; each fact also passes through the real encoder."""
 
-    def __init__(self) -> None:
+    def __init__(self, looks: Callable[[], int] = lambda: 0) -> None:
         self.all: list[Fact] = []
+        self._looks = looks
         self._recorder = Recorder(
             node="n", boot_id="b", simulated=False, append_event=self._keep, append_sample=lambda _: None
         )
@@ -41,8 +42,10 @@ class Facts:
         return self.of(kind, phase)[count - 1]
 
     async def stay(self, number: int, *, seconds: float = QUIET_SECONDS) -> None:
-        """Nothing is added for many cycles."""
+        """Nothing is added for many cycles; at least for a few where the collector's looks can be counted."""
+        goal = self._looks() and self._looks() + 4
         await asyncio.sleep(seconds)
+        await until(lambda: self._looks() >= goal, "looks")
         assert len(self.all) == number, self.all
 
 
@@ -54,11 +57,12 @@ async def until(holds: Callable[[], bool], what: str) -> None:
 
 
 @asynccontextmanager
-async def watching(collector: Collector) -> AsyncIterator[Facts]:
-    """Run the collector; a collector that fails fails the test."""
-    facts = Facts()
+async def watching(collector: Collector, looks: Callable[[], int] | None = None) -> AsyncIterator[Facts]:
+    """Run the collector, from its second look on where looks can be counted; a collector that fails fails the test."""
+    facts = Facts(looks or (lambda: 0))
     task = asyncio.create_task(collector.collect(facts.report))
     try:
+        await until(lambda: looks is None or looks() > 1 or task.done(), "the first look")
         yield facts
         assert not task.done(), task.exception()
     finally:
