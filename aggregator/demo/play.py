@@ -42,7 +42,7 @@ def play(scenario: Scenario, directory: Path) -> Outcome:
             stack.callback(node.agent.stop)
             node.agent.start()
         stub = sentinel_pb2_grpc.SentinelServiceStub(stack.enter_context(grpc.insecure_channel(aggregator.address)))
-        _wait_for_inventory(stub, nodes)
+        wait_for_inventory(stub, set(nodes))
         started = time.monotonic()
         for step in scenario.steps:
             time.sleep(step.after_seconds)
@@ -58,8 +58,8 @@ def perform(step: Step, node: SimulatedNode) -> None:
         node.kernel(line)
 
 
-def _wait_for_inventory(stub: sentinel_pb2_grpc.SentinelServiceStub, nodes: dict[str, SimulatedNode]) -> None:
-    """Return once the aggregator has seen every node's GPUs: what follows is then a change."""
+def wait_for_inventory(stub: sentinel_pb2_grpc.SentinelServiceStub, nodes: set[str]) -> None:
+    """Return once the aggregator has seen every node's GPUs: what follows is then a change. Raises RuntimeError."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     missing = set(nodes)
     while missing:

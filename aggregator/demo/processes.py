@@ -89,7 +89,7 @@ class AggregatorProcess:
     def start(self) -> None:
         """Start it; `wait_ready` says when it serves."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.process = Process(["-m", "aggregator.cli", "serve"], self.environment, self.directory / "serve.log")
+        self.process = Process(["-m", "aggregator"], self.environment, self.directory / "serve.log")
 
     def wait_ready(self, timeout_seconds: float = 20.0) -> None:
         """Return once it answers on its gRPC port. Raises RuntimeError with the end of its log when it does not."""

@@ -50,9 +50,8 @@ def _findings(burst: Burst, context: Context) -> Iterable[Finding]:
 
 
 def leading(readings: Sequence[Reading]) -> Reading:
-    """The reading that explains most: the strongest that is no mere consequence, the earliest among equals."""
-    causes = [reading for reading in readings if not reading.entry.yields] or list(readings)
-    return min(causes, key=lambda r: (-r.entry.weight, -SEVERITY_ORDER[r.entry.severity], event_order(r.signal)))
+    """The reading that explains most: the one of the highest weight, the worst and then the earliest among equals."""
+    return min(readings, key=lambda r: (-r.entry.weight, -SEVERITY_ORDER[r.entry.severity], event_order(r.signal)))
 
 
 def _single(burst: Burst) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aggregator.wire.answers import read_incident
 from aggregator.wire.decode import MAX_TIME_US, Malformed, NodeState, decode, decode_snapshot, gpu_names
 from aggregator.wire.encode import assessment_message, declare, incident_message, stamp
 
@@ -15,5 +16,6 @@ __all__ = [
     "decode_snapshot",
     "gpu_names",
     "incident_message",
+    "read_incident",
     "stamp",
 ]

@@ -46,6 +46,7 @@ class NodeState:
     driver_version: str = ""
     gpu_count: int = 0  # GPUs that NVML offers
     gpu_model: str = ""  # of all GPUs, where they are alike
+    gpus: tuple[Gpu, ...] = ()  # every GPU it knows, lost ones included
     driver_works: bool = True  # False where the bus shows GPUs and NVML does not answer for them
 
 
@@ -98,15 +99,20 @@ def decode_snapshot(payload: bytes) -> NodeState:
         driver_version=inventory.driver_version,
         gpu_count=len(inventory.gpus),
         gpu_model=models.pop() if len(models) == 1 else "",
+        gpus=_known_gpus(message),
         driver_works=nvml.startswith("running") or not (inventory.pci_gpus or inventory.gpus),
     )
 
 
 def gpu_names(payload: bytes) -> dict[str, str]:
     """GPU UUID → PCI address of every GPU that a stored NodeSnapshot knows both names of."""
-    message = pb.NodeSnapshot.FromString(payload)
-    gpus = [*message.inventory.gpus, *(state.gpu for state in message.gpus)]
-    return {gpu.uuid: pci for gpu in gpus if gpu.uuid and (pci := normalise_pci(gpu.pci))}
+    gpus = _known_gpus(pb.NodeSnapshot.FromString(payload))
+    return {gpu.uuid: gpu.pci for gpu in gpus if gpu.uuid and gpu.pci}
+
+
+def _known_gpus(message: pb.NodeSnapshot) -> tuple[Gpu, ...]:
+    named = [*message.inventory.gpus, *(state.gpu for state in message.gpus)]
+    return tuple({(gpu.uuid, gpu.pci): _gpu(gpu) for gpu in named}.values())
 
 
 def _key(message: pb.Evidence) -> EvidenceKey:

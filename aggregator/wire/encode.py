@@ -60,6 +60,7 @@ def incident_message(
         updated_at=stamp(incident.updated_us),
         resolved_because=incident.resolved_because,
         held_because=incident.held_because,
+        fleet_id=incident.fleet_id,
         simulated=incident.simulated,
     )
     if incident.resolved_us is not None:
@@ -96,6 +97,7 @@ def assessment_message(assessment: Assessment) -> sentinel_pb2.Assessment:
         origin=assessment.origin,
         rules_version=verdict.rules_version,
         degraded_reason=assessment.degraded_reason,
+        next_steps=verdict.next_steps,
     )
 
 

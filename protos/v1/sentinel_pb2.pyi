@@ -497,6 +497,7 @@ class Incident(_message.Message):
     SIMULATED_FIELD_NUMBER: _builtins.int
     HELD_UNTIL_FIELD_NUMBER: _builtins.int
     HELD_BECAUSE_FIELD_NUMBER: _builtins.int
+    FLEET_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Deterministic: the same facts give the same id."""
     node: _builtins.str
@@ -511,6 +512,8 @@ class Incident(_message.Message):
     """True when a fact comes from a simulated driver."""
     held_because: _builtins.str
     """The planned state, for example "driver upgrade"."""
+    fleet_id: _builtins.str
+    """The incident across nodes that pages for this one; empty when it stands for itself."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Every node that is part of it."""
@@ -561,10 +564,11 @@ class Incident(_message.Message):
         simulated: _builtins.bool = ...,
         held_until: _timestamp_pb2.Timestamp | None = ...,
         held_because: _builtins.str = ...,
+        fleet_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "gpu", b"gpu", "held_until", b"held_until", "opened_at", b"opened_at", "resolved_at", b"resolved_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "gpu", b"gpu", "held_because", b"held_because", "held_until", b"held_until", "id", b"id", "node", b"node", "nodes", b"nodes", "opened_at", b"opened_at", "resolved_at", b"resolved_at", "resolved_because", b"resolved_because", "simulated", b"simulated", "state", b"state", "subject_kind", b"subject_kind", "timeline", b"timeline", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "fleet_id", b"fleet_id", "gpu", b"gpu", "held_because", b"held_because", "held_until", b"held_until", "id", b"id", "node", b"node", "nodes", b"nodes", "opened_at", b"opened_at", "resolved_at", b"resolved_at", "resolved_because", b"resolved_because", "simulated", b"simulated", "state", b"state", "subject_kind", b"subject_kind", "timeline", b"timeline", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -743,6 +747,7 @@ class Assessment(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     RULES_VERSION_FIELD_NUMBER: _builtins.int
     DEGRADED_REASON_FIELD_NUMBER: _builtins.int
+    NEXT_STEPS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Incident id and revision."""
     incident_id: _builtins.str
@@ -793,6 +798,10 @@ class Assessment(_message.Message):
     def do_not(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What must not be done."""
 
+    @_builtins.property
+    def next_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to do, in order, one sentence each."""
+
     def __init__(
         self,
         *,
@@ -815,10 +824,11 @@ class Assessment(_message.Message):
         origin: _builtins.str = ...,
         rules_version: _builtins.str = ...,
         degraded_reason: _builtins.str = ...,
+        next_steps: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "citations", b"citations", "confidence", b"confidence", "created_at", b"created_at", "degraded_reason", b"degraded_reason", "do_not", b"do_not", "fault_class", b"fault_class", "id", b"id", "incident_id", b"incident_id", "open_questions", b"open_questions", "origin", b"origin", "recurrence_advice", b"recurrence_advice", "resolutions", b"resolutions", "revision", b"revision", "root_cause", b"root_cause", "rule_ids", b"rule_ids", "rules_version", b"rules_version", "severity", b"severity", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "citations", b"citations", "confidence", b"confidence", "created_at", b"created_at", "degraded_reason", b"degraded_reason", "do_not", b"do_not", "fault_class", b"fault_class", "id", b"id", "incident_id", b"incident_id", "next_steps", b"next_steps", "open_questions", b"open_questions", "origin", b"origin", "recurrence_advice", b"recurrence_advice", "resolutions", b"resolutions", "revision", b"revision", "root_cause", b"root_cause", "rule_ids", b"rule_ids", "rules_version", b"rules_version", "severity", b"severity", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,123 @@
+"""`make run`: an aggregator, this machine's own agent, and beside it a simulated node that lives through a fault, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+from aggregator import wire
+from aggregator.demo.play import list_incidents, perform, wait_for_inventory
+from aggregator.demo.processes import AgentProcess, AggregatorProcess, SimulatedNode, free_port
+from aggregator.demo.scenario import load_scenarios
+from aggregator.render import render_text
+from protos.v1 import sentinel_pb2_grpc
+
+DEFAULT_PORTS = (50051, 9464, 8080)  # gRPC, metrics, pages
+SCENARIO = "gpu_fallen_off_bus"
+VERDICT_TIMEOUT_SECONDS = 30.0
+
+
+def run_live() -> int:
+    """Show the whole chain at work; return when the user has seen enough. Exit code 1 when no verdict came."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gcm-sentinel-")))
+        aggregator = AggregatorProcess(directory / "aggregator", ports=[_port(port) for port in DEFAULT_PORTS])
+        stack.callback(aggregator.stop)
+        _say("Starting the aggregator on an embedded database ...")
+        aggregator.start()
+        aggregator.wait_ready()
+        host = AgentProcess(directory / "this-machine", aggregator.address, node=socket.gethostname())
+        _say(f"Starting this machine's agent ({_kernel_log_access()}; {_driver_access()}) ...")
+        stack.callback(host.stop)
+        host.start()
+        (scenario,) = load_scenarios([SCENARIO])
+        node = SimulatedNode(scenario.nodes[0], directory / "simulated", aggregator.address)
+        _say(f"Starting the agent of {node.name}, an eight-GPU node made of files ...")
+        stack.callback(node.agent.stop)
+        node.agent.start()
+        stub = sentinel_pb2_grpc.SentinelServiceStub(stack.enter_context(grpc.insecure_channel(aggregator.address)))
+        wait_for_inventory(stub, {node.name})
+        _say(f"\n{node.name}: {scenario.title.lower()}.\n")
+        began = time.monotonic()
+        for step in scenario.steps:
+            stop.wait(step.after_seconds)
+            perform(step, node)
+        shown = _show_verdict(stub, node.name, began, stop)
+        _say(_what_next(aggregator, host))
+        stop.wait()
+        _say("\nStopping ...")
+    return 0 if shown or stop.is_set() else 1
+
+
+def _show_verdict(stub: sentinel_pb2_grpc.SentinelServiceStub, node: str, began: float, stop: threading.Event) -> bool:
+    """Print the simulated node's incident once it is judged and has stopped changing."""
+    first_at: float | None = None
+    deadline = began + VERDICT_TIMEOUT_SECONDS
+    while not stop.wait(0.1) and time.monotonic() < deadline:
+        judged = [found for found in list_incidents(stub) if found.node == node and found.HasField("assessment")]
+        if judged:
+            first_at = first_at or time.monotonic()
+            if time.monotonic() - first_at > 3:  # NVML and the bus confirm what the kernel log said first
+                for found in judged:
+                    incident, assessment = wire.read_incident(found)
+                    colour, width = sys.stdout.isatty(), shutil.get_terminal_size((100, 24)).columns
+                    _say(render_text(incident, assessment, width=min(width, 120), colour=colour))
+                _say(f"First verdict {first_at - began:.1f} s after the first signal.")
+                return True
+    if not stop.is_set():
+        _say("No verdict came; the logs of the three processes are in the directory above.")
+    return False
+
+
+def _what_next(aggregator: AggregatorProcess, host: AgentProcess) -> str:
+    ask = f'grpcurl -plaintext -d \'{{"node": "{host.node}"}}\' {aggregator.address}'
+    return f"""
+What to try next
+  evidence of this machine   .venv/bin/gcm-sentinel evidence {host.node}
+  the same over gRPC         .venv/bin/{ask} gcm_sentinel.v1.SentinelService/ListEvidence
+  metrics                    http://{aggregator.metrics_address}/metrics
+  the page                   http://{aggregator.http_address}/
+  your own log               dmesg | .venv/bin/gcm-sentinel diagnose
+Ctrl-C stops everything.
+"""
+
+
+def _kernel_log_access() -> str:
+    try:
+        with Path("/dev/kmsg").open("rb", buffering=0):
+            return "reads the kernel log"
+    except OSError as error:
+        return f"cannot read the kernel log, /dev/kmsg: {error.strerror}"
+
+
+def _driver_access() -> str:
+    return "reads the NVIDIA driver" if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA driver here"
+
+
+def _port(wanted: int, choose: Callable[[], int] = free_port) -> int:
+    """The wanted port, or a free one when something else has it."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            found = choose()
+            _say(f"Port {wanted} is taken; using {found}.")
+            return found
+    return wanted
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
