@@ -37,7 +37,7 @@ def assess(
 ) -> Assessment | None:
     """The next revision; None when a reader of `previous` would notice no difference."""
     verdict, degraded_reason = _judged(incident, judge)
-    if incident.subject.kind == "fleet":
+    if incident.subject.kind == "fleet" and incident.signals:
         verdict = _of_fleet(incident, verdict)
     if incident.state is IncidentState.RESOLVED:
         verdict = replace(verdict, summary=f"{_closing(incident)} {verdict.summary}".strip())
@@ -85,11 +85,9 @@ def _of_fleet(incident: Incident, verdict: Verdict) -> Verdict:
     first = incident.signals[0]
     count = sum(signal.count for signal in incident.signals)
     lead = first.attributes.get("first_by_seconds")
-    order = (
-        f"{first.node} was first, by {lead:.0f} s."
-        if lead
-        else "Which node was first cannot be told: the clocks are not that exact."
-    )
+    order = "Which node was first cannot be told: the clocks are not that exact."
+    if isinstance(lead, float):
+        order = f"{first.node} was first, by {lead:.0f} s."
     return replace(
         verdict,
         action=Action.NONE,

@@ -1,0 +1,1 @@
+"""The assessor: revisions, and what counts as a change."""

@@ -1,0 +1,1 @@
+"""The read-only pages, asked over a real socket."""
