@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from aggregator import rules
 from aggregator.correlator import Windows
 from aggregator.identity import Authenticator, IdentityUnusable, LocalTrust, TokensFile
+from aggregator.outputs.log import AssessmentLog
 from aggregator.outputs.metrics import Metrics
 from aggregator.pipeline import Pipeline, read_record
 from aggregator.server import AddressInUse, Server, TlsFiles
@@ -72,7 +73,7 @@ async def _serve(
     settings: Settings, store: Store, metrics: Metrics, registry: CollectorRegistry, authenticator: Authenticator
 ) -> None:
     sessions = Sessions(Limits().max_streams)
-    pipeline = Pipeline(store, [metrics], metrics, Windows())
+    pipeline = Pipeline(store, [metrics, AssessmentLog()], metrics, Windows())
     presence = Presence(pipeline, sessions, metrics, silent_seconds=settings.agent_silent_seconds)
     server = Server(pipeline, sessions, presence, authenticator, limits=Limits(), cluster=settings.cluster_name)
     pages = _http("HTTP_ADDRESS", settings.http_address, create_app(store, authenticator), settings)

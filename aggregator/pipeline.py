@@ -21,11 +21,14 @@ import structlog
 from sqlalchemy import Connection
 
 from aggregator import assessor, correlator, rules, wire
-from aggregator.model import Assessment, Evidence, Signal
+from aggregator.model import Assessment, Evidence, Gpu, Signal
 from aggregator.outputs import Output
 from aggregator.outputs.metrics import Metrics
 from aggregator.store import Store, queries, verdicts
 from aggregator.store.arrivals import (
+    FOREIGN_NODE,
+    MALFORMED,
+    UNKNOWN_BODY,
     Body,
     Delivery,
     EvidenceRow,
@@ -46,6 +49,9 @@ SAVE_CURSOR_ROWS = 10_000  # evidence without a signal moves the cursor in memor
 PRESENT_US = (
     2 * 86_400 * 1_000_000
 )  # incidents heard of this recently go back into the correlator's hand after a restart
+CONTEXT_US = 3_600 * 1_000_000  # context this recent is read again after a restart: a later fault may need it
+MAX_CONTEXT_ROWS = 20_000
+MAX_SHOWN = 100_000  # open incidents whose series are there again after a restart
 RETRY_US = 60 * 1_000_000  # pause before time is tried again where the correlator fails on it
 
 log = structlog.get_logger(__name__)
@@ -59,10 +65,10 @@ def read_record(node: str, record: Record, now_us: int) -> Reading:
             state = wire.decode_snapshot(record.payload)
             return SnapshotRow(state, record.payload) if state.node == node else _foreign(record, state.node)
         if record.body is Body.UNKNOWN:
-            return Refused(record, "a kind of record that this version does not know")
+            return Refused(record, UNKNOWN_BODY, "a kind of record that this version does not know")
         evidence = wire.decode(record.payload, replayed=record.replayed, stored_us=now_us)
     except wire.Malformed as error:
-        return Refused(record, str(error))
+        return Refused(record, MALFORMED, str(error))
     if evidence.key.node != node:
         return _foreign(record, evidence.key.node)
     return _evidence_row(record, evidence, signals_in(evidence))
@@ -78,12 +84,13 @@ def signals_in(evidence: Evidence) -> tuple[Signal, ...]:
 
 
 def _foreign(record: Record, claimed: str) -> Refused:
-    return Refused(record, f"it claims another node: {claimed!r}", foreign=True)
+    return Refused(record, FOREIGN_NODE, f"it claims another node: {claimed!r}")
 
 
 def _evidence_row(record: Record, evidence: Evidence, signals: Sequence[Signal]) -> EvidenceRow:
     gpu, first = evidence.gpu, next(iter(signals), None)
     lost = evidence.values.get("lost_count")
+    delay = None if evidence.replayed or evidence.time_estimated else (evidence.stored_us - evidence.occurred_us) / 1e6
     columns = {
         "node": evidence.key.node,
         "source": evidence.key.source,
@@ -98,7 +105,7 @@ def _evidence_row(record: Record, evidence: Evidence, signals: Sequence[Signal])
         "replayed": evidence.replayed,
         "payload": record.payload,
     }
-    return EvidenceRow(record, columns, lost_count=lost if isinstance(lost, int) else 0)
+    return EvidenceRow(record, columns, delay, lost if isinstance(lost, int) else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,7 @@ class Pipeline:
         self.store = store
         self.on_snapshots: Callable[[Iterable[NodeState]], None] = lambda _: None
         self.last_stored_id = 0
+        self._inventories: dict[str, tuple[Gpu, ...]] = {}  # nodes whose GPU names the correlator has yet to learn
         self._outputs = outputs
         self._metrics = metrics
         self._windows = windows
@@ -128,6 +136,7 @@ class Pipeline:
         self._next_wake_us: int | None = None
         self._cursor = self._saved_cursor = 0
         store.on_stored = self._stored
+        store.on_refusal = lambda reason: metrics.store_unwritable(reason is not None)
 
     # --- receive → decode → store → ack
 
@@ -150,15 +159,21 @@ class Pipeline:
     def _correlate_and_judge(self, connection: Connection) -> _Concluded:
         """One bounded step, on a reader's thread."""
         now_us = _now_us()
+        state = self._state
+        while self._inventories:
+            state = correlator.identify(state, *self._inventories.popitem())
         rows, cursor = queries.unread_signals(connection, self._cursor, SLICE_ROWS)
-        step = self._step(self._state, [signal for row in rows for signal in _signals_of(row)], now_us)
+        step = self._step(state, [signal for row in rows for signal in _signals_of(row)], now_us)
         present = verdicts.latest_assessments(connection, [change.incident.id for change in step.changes])
         judgements = []
         for change in step.changes:
+            began = time.perf_counter()
             assessment = _assess(change, present.get(change.incident.id), now_us)
+            self._metrics.assessed(time.perf_counter() - began)
             if assessment is not None:
                 present[change.incident.id] = assessment
             judgements.append(Judgement(change.incident, assessment, change.kind))
+        self._metrics.correlator_lag((now_us - rows[0].stored_us) / 1e6 if rows else 0.0)
         return _Concluded(step.state, step.next_wake_us, tuple(judgements), cursor, len(rows) == SLICE_ROWS)
 
     def _step(self, state: correlator.State, signals: Sequence[Signal], now_us: int) -> correlator.Step:
@@ -182,6 +197,7 @@ class Pipeline:
             await self.store.write(save)
             self._saved_cursor = concluded.cursor
         self._state, self._cursor = concluded.state, concluded.cursor
+        self._metrics.queue_depth(max(0, self.last_stored_id - self._cursor))
 
     async def _publish(self) -> None:
         """Hand every committed change to every output, in order, then forget it. An output that fails fails alone."""
@@ -193,10 +209,11 @@ class Pipeline:
             await self.store.write(partial(verdicts.published, ids=ids))
 
     async def _restore(self) -> None:
-        since_us = _now_us() - PRESENT_US
-        cursor, incidents = await self.store.read(partial(verdicts.restore, resolved_since_us=since_us))
-        self._cursor = self._saved_cursor = cursor
-        self._state = await asyncio.to_thread(correlator.restore, incidents)
+        """Take up where the last run stopped."""
+        self._state, self._cursor = await self.store.read(_restored)
+        self._saved_cursor = self._cursor
+        for incident, assessment in await self.store.read(partial(queries.list_incidents, limit=MAX_SHOWN)):
+            self._metrics.show(incident, assessment)
 
     # --- waking up
 
@@ -213,11 +230,18 @@ class Pipeline:
 
     def _stored(self, stored: Stored) -> None:
         """Called on the writer's thread."""
+        self._metrics.store_committed(stored.seconds)
+        for row in stored.evidence:
+            self._metrics.evidence_stored(row.text("kind"), row.text("source"), row.delay_seconds, row.lost_count)
+        for refused in stored.quarantined:
+            self._metrics.quarantined(refused.word)
+            log.warning("record_quarantined", word=refused.word, reason=refused.reason)
         self._loop.call_soon_threadsafe(self._note_stored, stored)
 
     def _note_stored(self, stored: Stored) -> None:
         self.last_stored_id = max(self.last_stored_id, stored.last_id)
         self._committed.set()
+        self._inventories.update((node.node, node.gpus) for node in stored.snapshots if node.gpus)
         self.on_snapshots(stored.snapshots)
 
 
@@ -227,6 +251,19 @@ def _signals_of(row: StoredRow) -> tuple[Signal, ...]:
     except wire.Malformed:
         log.exception("stored_evidence_unreadable", id=row.id)
         return ()
+
+
+def _restored(connection: Connection) -> tuple[correlator.State, int]:
+    """The correlator's state behind what is stored, and its cursor. Runs on a reader's thread."""
+    now_us = _now_us()
+    cursor, incidents = verdicts.restore(connection, now_us - PRESENT_US)
+    rows = queries.recent_signals(connection, now_us - CONTEXT_US, cursor, MAX_CONTEXT_ROWS)
+    recent = [signal for row in rows for signal in _signals_of(row) if not rules.is_fault(signal)]
+    state = correlator.restore(incidents, recent)
+    for payload in queries.all_snapshots(connection):
+        node = wire.decode_snapshot(payload)
+        state = correlator.identify(state, node.node, node.gpus)
+    return state, cursor
 
 
 def _assess(change: correlator.Change, present: Assessment | None, now_us: int) -> Assessment | None:
@@ -243,7 +280,7 @@ def publish(output: Output, publication: Publication) -> None:
     try:
         output.publish(publication.incident, publication.assessment, publication.change)
     except Exception:
-        log.exception("not_published", output=type(output).__name__, incident=publication.incident.id)
+        log.exception("not_published", output=output.name, incident=publication.incident.id)
 
 
 def _now_us() -> int:

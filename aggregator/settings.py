@@ -263,5 +263,6 @@ def _line(settings: type[_Environment], problem: ErrorDetails) -> str:
         return "\n".join(PREFIX + line for line in said.splitlines())
     name = str(problem["loc"][0])
     annotation = str(settings.model_fields[name].annotation)
-    given = "" if "Secret" in annotation else f" (it is {str(problem['input'])[:100]!r})"
+    shown = re.sub(r"//[^/@]*@", "//", str(problem["input"]))[:100]
+    given = "" if "Secret" in annotation else f" (it is {shown!r})"
     return f"{PREFIX}{name.upper()}: {said[:1].lower()}{said[1:]}{given}"

@@ -29,6 +29,7 @@ from protos.v1 import agent_pb2, agent_pb2_grpc
 MAX_LOGS = 16  # spool logs of one stream
 MAX_OFFSET = 2**63 - 1
 UNCONFIRMED_BATCHES = 2  # of one stream that may wait to be committed while a third is not yet read
+VANISHED_SECONDS = 0.1
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 log = structlog.get_logger(__name__)
@@ -60,7 +61,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self._limits = limits
         self._cluster = cluster
 
-    async def Connect(  # noqa: N802 - gRPC's name
+    async def Connect(  # type: ignore[override]  # noqa: N802 - gRPC's name; the stub knows only methods that yield
         self, request_iterator: AsyncIterable[agent_pb2.ConnectRequest], context: Context
     ) -> None:
         """One agent's stream, until either side ends it."""
@@ -86,12 +87,12 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         """The first message, checked; who sends it may speak for the node it names."""
         try:
             async with asyncio.timeout(self._limits.hello_seconds):
-                first = await context.read()
+                first = await _read(context)
         except TimeoutError:
             raise Refusal(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"no hello within {self._limits.hello_seconds:g} seconds"
             ) from None
-        if not isinstance(first, agent_pb2.ConnectRequest) or first.WhichOneof("message") != "hello":
+        if first is None or first.WhichOneof("message") != "hello":
             raise invalid("the first message must be a hello")
         hello = first.hello
         if problem := _hello_problem(hello):
@@ -135,7 +136,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def _listen(self, session: Session, context: Context, unconfirmed: _Unconfirmed) -> None:
         """Read until the agent closes its side."""
         rate = _Rate(self._limits.records_per_second, self._limits.burst_records)
-        while isinstance(request := await context.read(), agent_pb2.ConnectRequest):
+        while (request := await _read(context)) is not None:
             session.heard_us = time.time_ns() // 1000
             match request.WhichOneof("message"):
                 case "batch":
@@ -163,6 +164,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             await session.send(agent_pb2.ConnectResponse(ack=agent_pb2.Ack(spool_id=spool_id, offset=receipt.offset)))
             if receipt.foreign:
                 raise Refusal(grpc.StatusCode.PERMISSION_DENIED, f"a record claims another node than {session.node!r}")
+        # One that vanished reads like one that closed its side, until gRPC cancels the call a moment later; a status for it
+        # could not be sent, and gRPC would log that as an error.
+        await asyncio.sleep(VANISHED_SECONDS)
         session.ended.set_result(None)
 
     async def _note_clock(self, session: Session, offset: agent_pb2.ClockOffset) -> None:
@@ -188,6 +192,12 @@ class _Rate:
         self._updated = now
         if self._left < 0:
             await asyncio.sleep(-self._left / self._per_second)
+
+
+async def _read(context: Context) -> agent_pb2.ConnectRequest | None:
+    """The next message; None when the agent has closed its side."""
+    message: object = await context.read()
+    return message if isinstance(message, agent_pb2.ConnectRequest) else None
 
 
 def _hello_problem(hello: agent_pb2.AgentHello) -> str | None:

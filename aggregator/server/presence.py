@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from sqlalchemy import Connection
@@ -90,6 +91,7 @@ class Presence:
         for state in wanted.keys() - self._standing.keys():
             await self._begin(state, *wanted[state])
         self._show()
+        self._metrics.agents_connected(len(self._sessions))
 
     async def _restore(self) -> None:
         def query(connection: Connection) -> tuple[list[queries.NodeRow], dict[State, str], list[NodeState]]:
@@ -103,7 +105,7 @@ class Presence:
         self._pipeline.on_snapshots = self._take_snapshots
 
     def _take_snapshots(self, states: Iterable[NodeState]) -> None:
-        self._snapshots.update((state.node, state) for state in states)
+        self._snapshots.update((state.node, replace(state, gpus=())) for state in states)
 
     def _wanted(self, now_us: int) -> Iterator[tuple[State, tuple[str, str]]]:
         """Every state that stands now: (node, kind) → (epoch, if it begins now; detail)."""

@@ -202,15 +202,12 @@ class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
         assessment = _found(found, f"no assessment {assessment_id!r}")
         return sentinel_pb2.GetAssessmentResponse(assessment=wire.assessment_message(assessment))
 
-    async def Investigate(  # noqa: N802 - gRPC's name
+    async def Investigate(  # type: ignore[override]  # noqa: N802 - gRPC's name; the stub knows only methods that yield
         self, request: sentinel_pb2.InvestigateRequest, context: Context
-    ) -> AsyncIterator[sentinel_pb2.InvestigateResponse]:
+    ) -> None:
         """Not in this version: incidents are judged by rules alone."""
-        await context.abort(
-            grpc.StatusCode.UNIMPLEMENTED,
-            "this version judges by rules alone and cannot investigate; ListIncidents has the verdicts",
-        )
-        yield  # makes this a stream
+        text = "this version judges by rules alone and cannot investigate; ListIncidents has the verdicts"
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
 
     def _watch_filter(self, request: sentinel_pb2.WatchEvidenceRequest, context: Context) -> EvidenceFilter:
         with admission():

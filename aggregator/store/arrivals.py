@@ -18,6 +18,7 @@ from aggregator.wire import NodeState
 
 # The database says "not this value". Any other error says "not now" or "not this file", and condemns no record.
 POISON = (IntegrityError, DataError, OverflowError, ValueError, TypeError)
+MALFORMED, FOREIGN_NODE, UNKNOWN_BODY, UNSTORABLE = "malformed", "foreign_node", "unknown_body", "unstorable"
 MAX_QUARANTINED_BYTES = 65_536  # of a record kept in quarantine: enough to see what it was
 
 
@@ -64,6 +65,7 @@ class EvidenceRow:
 
     record: Record
     columns: Mapping[str, object]
+    delay_seconds: float | None = None  # from when it happened, where that is known
     lost_count: int = 0  # records that it reports as lost
 
     def text(self, column: str) -> str:
@@ -84,8 +86,8 @@ class Refused:
     """A record that is not stored as what it claims to be."""
 
     record: Record
-    reason: str
-    foreign: bool = False  # it claims another node than the one whose stream brought it
+    word: str  # one of the four above: what is counted
+    reason: str  # for a person
 
 
 Reading = EvidenceRow | SnapshotRow | Refused
@@ -100,6 +102,7 @@ class Stored:
     quarantined: list[Refused] = field(default_factory=list)
     snapshots: list[NodeState] = field(default_factory=list)
     last_id: int = 0  # of the newest evidence row; 0 when there is no new one
+    seconds: float = 0.0  # that the transaction took
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def store_deliveries(
         refused += [poison[id(record)] for record in delivery.records if id(record) in poison]
         _quarantine(connection, delivery, refused, now_us)
         stored.quarantined += refused
-        foreign = any(reading.foreign for reading in refused)
+        foreign = any(reading.word == FOREIGN_NODE for reading in refused)
         receipts.append(Receipt(delivery.offset, len(refused), foreign))
     snapshot_rows = [reading for batch in readings for reading in batch if isinstance(reading, SnapshotRow)]
     _keep_latest_snapshots(connection, snapshot_rows)
@@ -139,10 +142,9 @@ def _insert_evidence(connection: Connection, rows: list[EvidenceRow], stored: St
     if not rows:
         return []
     last_before = connection.scalar(select(func.max(evidence.c.id))) or 0
-    refused = _insert_or_split(connection, rows)
+    new_count, refused = _insert_or_split(connection, rows)
     poison = {id(reading.record) for reading in refused}
     stored.last_id = connection.scalar(select(func.max(evidence.c.id))) or 0
-    new_count = stored.last_id - last_before
     accepted = [row for row in rows if id(row.record) not in poison]
     if new_count < len(accepted):  # some are known already: a resend after a lost ack
         accepted = _only_new(connection, accepted, last_before)
@@ -150,17 +152,19 @@ def _insert_evidence(connection: Connection, rows: list[EvidenceRow], stored: St
     return refused
 
 
-def _insert_or_split(connection: Connection, rows: Sequence[EvidenceRow]) -> list[Refused]:
+def _insert_or_split(connection: Connection, rows: Sequence[EvidenceRow]) -> tuple[int, list[Refused]]:
+    """Return how many rows are new, and which the database refuses."""
     try:
         with connection.begin_nested():
             new = insert(evidence).on_conflict_do_nothing(index_elements=["node", "source", "epoch", "seq"])
-            connection.execute(new, [dict(row.columns) for row in rows])
+            return connection.execute(new, [dict(row.columns) for row in rows]).rowcount, []
     except POISON as error:
         if len(rows) == 1:
-            return [Refused(rows[0].record, f"the database refuses it: {_first_line(error)}")]
-        half = len(rows) // 2
-        return _insert_or_split(connection, rows[:half]) + _insert_or_split(connection, rows[half:])
-    return []
+            return 0, [Refused(rows[0].record, UNSTORABLE, f"the database refuses it: {_first_line(error)}")]
+    half = len(rows) // 2
+    first_count, first = _insert_or_split(connection, rows[:half])
+    second_count, second = _insert_or_split(connection, rows[half:])
+    return first_count + second_count, first + second
 
 
 def _only_new(connection: Connection, rows: Sequence[EvidenceRow], last_before: int) -> list[EvidenceRow]:
@@ -241,4 +245,4 @@ def committed_offsets(connection: Connection, node: str, spool_ids: Sequence[str
     found = select(positions.c.spool_id, positions.c.offset).where(
         tuple_(positions.c.node, positions.c.spool_id).in_(wanted)
     )
-    return dict(connection.execute(found).tuples().all())
+    return dict(connection.execute(found).all())

@@ -88,6 +88,17 @@ def unread_signals(connection: Connection, after_id: int, limit: int) -> tuple[l
     return rows, rows[-1].id if len(rows) == limit else max(after_id, newest)
 
 
+def recent_signals(connection: Connection, since_us: int, up_to_id: int, limit: int) -> list[StoredRow]:
+    """The last rows that hold signals and occurred since a time, up to an id, in the order they were stored."""
+    statement = (
+        select(evidence.c.id, evidence.c.stored_us, evidence.c.signals, evidence.c.replayed, evidence.c.payload)
+        .where(evidence.c.occurred_us >= since_us, evidence.c.id <= up_to_id, evidence.c.signals != "")
+        .order_by(evidence.c.id.desc())
+        .limit(limit)
+    )
+    return [_stored(row) for row in reversed(connection.execute(statement).mappings().all())]
+
+
 def count_evidence(connection: Connection, wanted: EvidenceFilter, after_id: int, up_to_id: int) -> int:
     """How many rows a watcher passed over."""
     statement = select(func.count()).select_from(evidence).where(evidence.c.id > after_id, evidence.c.id <= up_to_id)
@@ -123,7 +134,7 @@ def get_node(connection: Connection, name: str) -> NodeRow | None:
 def get_snapshots(connection: Connection, names: Sequence[str]) -> dict[str, bytes]:
     """The latest snapshot of each named node that sent one."""
     found = select(snapshots.c.node, snapshots.c.payload).where(snapshots.c.node.in_(names))
-    return dict(connection.execute(found).tuples().all())
+    return dict(connection.execute(found).all())
 
 
 def all_snapshots(connection: Connection) -> list[bytes]:
@@ -139,7 +150,7 @@ def open_incident_counts(connection: Connection, names: Sequence[str]) -> dict[s
         .where(incidents.c.state == "open", incident_nodes.c.node.in_(names))
         .group_by(incident_nodes.c.node)
     )
-    return dict(connection.execute(counted).tuples().all())
+    return dict(connection.execute(counted).all())
 
 
 def list_incidents(

@@ -40,7 +40,7 @@ async def sweep(store: Store, before_us: int, max_bytes: int) -> None:
     await store.write(partial(_delete_small, before_us=before_us))
     deleted = await _delete_evidence(store, before_us)
     while (size := await store.read(used_bytes)) > max_bytes:
-        freed = await _delete_evidence(store, time.time_ns() // 1000, at_most=BITE_ROWS * 20)
+        freed = await _delete_evidence(store, time.time_ns() // 1000, at_most=BITE_ROWS)
         if not freed:
             log.warning(
                 "store_over_size", bytes=size, limit=max_bytes, reason="what is left is cited by kept assessments"
@@ -54,7 +54,7 @@ async def sweep(store: Store, before_us: int, max_bytes: int) -> None:
 
 async def _until_nothing_left(store: Store, bite: Callable[[Connection], int]) -> None:
     """Repeat a bite, with a pause for others in between, until it finds nothing."""
-    while await store.write(bite):
+    while await store.write(bite):  # noqa: ASYNC110 - it waits for others' turns, not for an event
         await asyncio.sleep(PAUSE_SECONDS)
 
 
@@ -128,7 +128,9 @@ def used_bytes(connection: Connection) -> int:
 def _vacuum(connection: Connection) -> int:
     """Give some free pages back; return how many are left."""
     cursor = connection.connection.cursor()
-    cursor.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
-    cursor.fetchall()  # each row asked for is one page given back, though no row ever comes
+    for _ in range(VACUUM_PAGES):
+        cursor.execute(
+            "PRAGMA incremental_vacuum(1)"
+        )  # sqlite3 takes one step of it, which is one page, whatever the number
     left: int = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
     return left

@@ -21,7 +21,6 @@ class Judgement:
     incident: Incident
     assessment: Assessment | None
     change: str  # opened, revised, resolved
-    publish: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +33,16 @@ class Publication:
     change: str
 
 
-def save_step(connection: Connection, cursor: int, judgements: Sequence[Judgement], now_us: int) -> list[int]:
-    """Commit what one step concluded, the cursor it got to, and the outbox; return the outbox ids, in order."""
+def save_step(connection: Connection, cursor: int, judgements: Sequence[Judgement], now_us: int) -> None:
+    """Commit what one step concluded, the cursor it got to, and the outbox."""
     for judgement in judgements:
         _save_incident(connection, judgement.incident)
         if judgement.assessment is not None:
             _save_assessment(connection, judgement.assessment)
     new = insert(meta).values(key=CURSOR, value=str(cursor))
     connection.execute(new.on_conflict_do_update(index_elements=["key"], set_={"value": new.excluded.value}))
-    return [_post(connection, judgement, now_us) for judgement in judgements if judgement.publish]
+    for judgement in judgements:
+        _post(connection, judgement, now_us)
 
 
 def _save_incident(connection: Connection, incident: Incident) -> None:
@@ -84,17 +84,14 @@ def _save_assessment(connection: Connection, assessment: Assessment) -> None:
         connection.execute(insert(citations).on_conflict_do_nothing(), rows)
 
 
-def _post(connection: Connection, judgement: Judgement, now_us: int) -> int:
+def _post(connection: Connection, judgement: Judgement, now_us: int) -> None:
     row = insert(outbox).values(
         incident_id=judgement.incident.id,
         assessment_id=judgement.assessment.id if judgement.assessment else None,
         change=judgement.change,
         created_us=now_us,
     )
-    key = connection.execute(row).inserted_primary_key
-    assert key is not None
-    number: int = key[0]
-    return number
+    connection.execute(row)
 
 
 def evidence_key(citation: str) -> EvidenceKey | None:
@@ -111,24 +108,18 @@ def evidence_key(citation: str) -> EvidenceKey | None:
 def take_outbox(connection: Connection, limit: int) -> list[Publication]:
     """Oldest unpublished changes, each with its incident and assessment as they are now."""
     rows = connection.execute(
-        select(outbox.c.id, outbox.c.change, incidents.c.body, outbox.c.assessment_id)
+        select(outbox.c.id, outbox.c.change, outbox.c.incident_id, incidents.c.body)
         .join(incidents, incidents.c.id == outbox.c.incident_id)
         .order_by(outbox.c.id)
         .limit(limit)
     ).all()
-    return [
-        Publication(row.id, incident := load_incident(row.body), _present(connection, incident.id), row.change)
-        for row in rows
-    ]
+    present = latest_assessments(connection, [row.incident_id for row in rows])
+    return [Publication(row.id, load_incident(row.body), present.get(row.incident_id), row.change) for row in rows]
 
 
 def published(connection: Connection, ids: Sequence[int]) -> None:
     """Forget what has been published."""
     connection.execute(delete(outbox).where(outbox.c.id.in_(ids)))
-
-
-def _present(connection: Connection, incident_id: str) -> Assessment | None:
-    return latest_assessments(connection, [incident_id]).get(incident_id)
 
 
 def latest_assessments(connection: Connection, incident_ids: Sequence[str]) -> dict[str, Assessment]:

@@ -155,7 +155,7 @@ class Writer:
 
     def _commit(self, group: Sequence[_Job[Any]]) -> list[object]:
         """All of the group in one transaction; one outcome for each job, in order."""
-        now_us = time.time_ns() // 1000
+        began, now_us = time.perf_counter(), time.time_ns() // 1000
         deliveries = [job.work for job in group if isinstance(job.work, Delivery)]
         with self._engine.begin() as connection:
             receipts, stored = store_deliveries(connection, deliveries, self._read, now_us)
@@ -163,6 +163,7 @@ class Writer:
             outcomes = [
                 next(upcoming) if isinstance(job.work, Delivery) else _attempt(connection, job.work) for job in group
             ]
+        stored.seconds = time.perf_counter() - began
         if stored.evidence or stored.quarantined or stored.snapshots:
             self._on_stored(stored)
         return outcomes
@@ -209,11 +210,12 @@ def _all_failed(group: Sequence[_Job[Any]], error: Exception) -> list[object]:
     return [_Failure(error)] * len(group)
 
 
-def _root(error: BaseException) -> str:
+def _root(error: DatabaseError) -> str:
     """What the disk said first: rolling back after it may fail as well."""
-    while isinstance(error.__context__, DatabaseError):
-        error = error.__context__
-    return str(getattr(error, "orig", error))
+    first, link = error, error.__context__
+    while link is not None:
+        first, link = link if isinstance(link, DatabaseError) else first, link.__context__
+    return str(first.orig)
 
 
 class _Room:

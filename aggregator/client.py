@@ -1,0 +1,83 @@
+"""How commands reach a running aggregator: address, TLS and token from the environment, and errors as exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import grpc
+
+from aggregator.settings import PREFIX, Client, SettingsError
+from protos.v1 import sentinel_pb2_grpc
+
+UNREACHABLE = 3
+USAGE = 2
+CALL_SECONDS = 15.0  # for one question; a stream has no limit
+
+_Metadata = tuple[tuple[str, str], ...]
+
+
+class CommandFailed(Exception):
+    """The command ends with this exit code, and these words on stderr."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@contextmanager
+def connect() -> Iterator[tuple[sentinel_pb2_grpc.SentinelServiceStub, _Metadata]]:
+    """A stub and the metadata to send with each call. Raises CommandFailed, also for a call inside the block that fails."""
+    try:
+        settings = Client.from_environment()
+        metadata = _metadata(settings)
+        with _channel(settings) as channel:
+            yield sentinel_pb2_grpc.SentinelServiceStub(channel), metadata
+    except SettingsError as error:
+        raise CommandFailed(USAGE, str(error)) from error
+    except grpc.RpcError as error:
+        raise _failure(error, str(settings.aggregator_address)) from error
+
+
+def report(error: CommandFailed) -> int:
+    """Print why a command failed, and return its exit code."""
+    sys.stderr.write(f"gcm-sentinel: {error}\n")
+    return error.code
+
+
+def _channel(settings: Client) -> grpc.Channel:
+    address = str(settings.aggregator_address)
+    if settings.tls_ca_file is None:
+        return grpc.insecure_channel(address)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(_read("TLS_CA_FILE", settings.tls_ca_file)))
+
+
+def _metadata(settings: Client) -> _Metadata:
+    if settings.token_file is None:
+        return ()
+    token = _read("TOKEN_FILE", settings.token_file).decode("ascii", "replace").strip()
+    return (("authorization", f"Bearer {token}"),)
+
+
+def _read(variable: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CommandFailed(USAGE, f"{PREFIX}{variable}: {path}: {error.strerror}") from error
+
+
+def _failure(error: grpc.RpcError, address: str) -> CommandFailed:
+    """The exit code for a failed call: a wrong question is the caller's, anything else is the service's."""
+    call = cast("grpc.Call", error)  # what a stub raises is both
+    code, details = call.code(), call.details() or ""
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
+        return CommandFailed(USAGE, details)
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return CommandFailed(USAGE, f"{PREFIX}TOKEN_FILE: {details}")
+    return CommandFailed(
+        UNREACHABLE,
+        f"{PREFIX}AGGREGATOR_ADDRESS: the aggregator at {address} cannot be reached: {code.name.lower()}: {details}",
+    )

@@ -1,0 +1,1 @@
+"""What serve and the client commands accept from the environment."""

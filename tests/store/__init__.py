@@ -1,0 +1,1 @@
+"""What is durable, and what the disk or a record cannot take away."""
