@@ -24,8 +24,7 @@ LAZY_SECONDS = 1.0  # cursors and acknowledgements that nothing else takes along
 RETRY_SECONDS = 1.0
 HUNG_SECONDS = 5.0
 IDLE_SECONDS = 60.0
-BATCH_BYTES = 1024 * 1024
-SEGMENTS_PER_LOG = 8
+SEGMENTS_PER_LOG = 8  # what is deleted for room at once, and what is at most written at once
 SEGMENT_MIN_BYTES = 16 * 1024
 
 
@@ -176,7 +175,7 @@ class Writer:
             if not files.writable or self._outgrown(each) or files.segments[-1].name.spool_id != each.spool_id:
                 self._begin_segment(each)
             with self._changed:  # the cursors of now go behind every record of now, and never before one
-                batch, everything = each.take(BATCH_BYTES)
+                batch, everything = each.take(self._budget.segment_max_bytes(each.name))
                 news = self._news(each) if everything else None
             end = batch[-1].end if batch else files.segments[-1].end
             controls = _control_entries(end, news, self._kept[each.name]) if news else []
@@ -233,14 +232,15 @@ class Writer:
         """Delete the oldest segment, but first make durable that its records are lost, and what they themselves tell of losses."""
         oldest = each.files.segments[0]
         if not _acked(each, oldest):
+            if not self._tell_losses():
+                return False
             first, gaps = each.files.unacked(oldest, each.acked_offset)
-            count = oldest.end.number - first.number
+            count = oldest.end.number - first.number - len(gaps)  # these are kept
             reason = f"{each.name}: the spool's room on disk ran out before a server took them"
             self._lose(Loss(each.name, "overflow", oldest.name.spool_id, first, oldest.end, "spool", reason, count))
             for gap in gaps:
                 self._events.append(gap, Kind.GAP)
-            if not self._tell_losses():
-                return False
+            self._tell_losses()
             self._write(self._events)
             self._events.files.sync()
         each.files.delete(oldest)

@@ -1,0 +1,1 @@
+"""The kernel log, from its bytes to evidence."""
