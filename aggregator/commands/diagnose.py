@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -17,22 +18,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aggregator import correlator, rules
+from aggregator import assessor, correlator, rules
 from aggregator.commands.log_input import LogInput, Unreadable
-from aggregator.model import SEVERITY_ORDER, Incident, Severity, Signal, Verdict
+from aggregator.model import SEVERITY_ORDER, Assessment, Incident, Severity, Signal, Verdict
+from aggregator.render import render_text
 from aggregator.rules import LogReader
 from aggregator.rules.catalog import Catalog, CatalogError, load
 
 OVERLAY_VARIABLE = "GCM_SENTINEL_RULES_OVERLAY"
 _PROGRESS_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One incident and what the rules say about it."""
-
-    incident: Incident
-    verdict: Verdict
+_MAX_WIDTH = 120  # columns: longer lines of prose are hard to read
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +35,14 @@ class Diagnosis:
     """Everything that was read and concluded."""
 
     signals: tuple[Signal, ...]
-    findings: tuple[Finding, ...]  # worst first
+    findings: tuple[tuple[Incident, Assessment], ...]  # worst first
     lines_read: int
     lines_matched: int
 
     @property
     def severity(self) -> Severity:
         """The worst finding's; ok without any."""
-        return self.findings[0].verdict.severity if self.findings else Severity.OK
+        return self.findings[0][1].verdict.severity if self.findings else Severity.OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,18 +87,31 @@ def diagnose(readers: Sequence[LogReader], context: rules.Context) -> Diagnosis:
     """Group what was read into incidents as the aggregator does, and judge each."""
     signals = tuple(signal for reader in readers for signal in reader.signals())
     timed = _timed(signals)
-    step = correlator.step(
-        correlator.State(), timed, max((signal.at_us or 0 for signal in timed), default=0), correlator.Windows()
-    )
-    latest = {change.incident.id: change.incident for change in step.changes}
-    findings = [Finding(incident, rules.judge(incident.signals, context)) for incident in latest.values()]
-    findings.sort(key=lambda finding: (-SEVERITY_ORDER[finding.verdict.severity], finding.incident.opened_us))
+    now_us = max((signal.at_us or 0 for signal in timed), default=0)
+    step = correlator.step(correlator.State(), timed, now_us, correlator.Windows())
+    incidents = {change.incident.id: change.incident for change in step.changes}
+    judged = ((incident, _assessed(incident, context)) for incident in incidents.values() if not _merged(incident))
+    findings = sorted(judged, key=lambda finding: (-SEVERITY_ORDER[finding[1].verdict.severity], finding[0].opened_us))
     return Diagnosis(
         signals=signals,
         findings=tuple(findings),
         lines_read=sum(reader.lines_read for reader in readers),
         lines_matched=sum(reader.lines_matched for reader in readers),
     )
+
+
+def _assessed(incident: Incident, context: rules.Context) -> Assessment:
+    def judge(signals: Sequence[Signal], known: rules.Context) -> Verdict:
+        return rules.judge(signals, replace(context, planned_state=known.planned_state))
+
+    assessment = assessor.assess(incident, None, incident.updated_us, judge=judge)
+    assert assessment is not None  # without an earlier one there is always a new one
+    return assessment
+
+
+def _merged(incident: Incident) -> bool:
+    """What turned out to be part of another incident is told there."""
+    return incident.resolved_because.startswith("merged into ")
 
 
 def _catalog() -> Catalog:
@@ -191,7 +199,11 @@ def _print(diagnosis: Diagnosis, form: str) -> None:
         json.dump(as_json(diagnosis), sys.stdout, ensure_ascii=True)
         sys.stdout.write("\n")
     else:
-        sys.stdout.write(as_text(diagnosis))
+        width, colour = (
+            shutil.get_terminal_size((100, 24)).columns,
+            sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
+        )
+        sys.stdout.write(as_text(diagnosis, width=min(width, _MAX_WIDTH), colour=bool(colour)))
     sys.stdout.flush()
 
 
@@ -211,18 +223,17 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
             }
             for signal in diagnosis.signals
         ],
-        "incidents": [_incident_json(finding) for finding in diagnosis.findings],
+        "incidents": [_incident_json(incident, assessment.verdict) for incident, assessment in diagnosis.findings],
         "severity": diagnosis.severity.value,
         "lines_read": diagnosis.lines_read,
         "lines_matched": diagnosis.lines_matched,
     }
 
 
-def _incident_json(finding: Finding) -> dict[str, Any]:
-    subject, verdict = finding.incident.subject, finding.verdict
+def _incident_json(incident: Incident, verdict: Verdict) -> dict[str, Any]:
     return {
-        "id": finding.incident.id,
-        "subject": {"pci": subject.pci, "gpu_uuid": subject.gpu_uuid},
+        "id": incident.id,
+        "subject": {"pci": incident.subject.pci, "gpu_uuid": incident.subject.gpu_uuid},
         "severity": verdict.severity.value,
         "fault_class": verdict.fault_class.value,
         "action": verdict.action.value,
@@ -237,11 +248,10 @@ def _incident_json(finding: Finding) -> dict[str, Any]:
     }
 
 
-def as_text(diagnosis: Diagnosis) -> str:
-    """What a person reads."""
-    lines = []
-    for finding in diagnosis.findings:
-        verdict = finding.verdict
-        lines += [f"{verdict.severity.value.upper()}  {verdict.root_cause}", "", verdict.summary, ""]
-    lines.append(f"{diagnosis.lines_matched} of {diagnosis.lines_read} lines tell something.")
-    return "\n".join(lines) + "\n"
+def as_text(diagnosis: Diagnosis, *, width: int, colour: bool) -> str:
+    """What a person reads: every incident, worst first, and how much of the input it rests on."""
+    parts = [render_text(*finding, width=width, colour=colour) for finding in diagnosis.findings]
+    read = f"{diagnosis.lines_matched:,} of {diagnosis.lines_read:,} lines tell something about GPUs or their host."
+    if not parts:
+        read = f"No fault of a GPU or its host. {read}"
+    return "\n".join([*parts, f"{read}\n"])

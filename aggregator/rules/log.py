@@ -117,8 +117,8 @@ class LogReader:
         identity = f"{self._name}:L{number}" if self._name else f"L{number}"
         for position, reading in enumerate(readings, start=1):
             self._names.learn(line.host, reading)
+            self._notice(reading)
             if reading.kind == "gpu_identity":
-                self._notice(reading)
                 continue
             yield Signal(
                 id=identity if position == 1 else f"{identity}#{position}",

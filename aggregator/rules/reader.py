@@ -82,6 +82,7 @@ def _of_text(evidence: Evidence) -> list[Reading]:
 
 
 def _message(evidence: Evidence, message: str) -> list[Reading]:
+    message = message[: formats.MAX_LINE]
     grammars = grammars_for(message.lower())
     if not grammars:
         return []

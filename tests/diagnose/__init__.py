@@ -1,0 +1,1 @@
+"""The diagnose command as an operator uses it."""

@@ -1,0 +1,1 @@
+"""Hostile input, a quick seed of it; `make fuzz` runs a million."""
