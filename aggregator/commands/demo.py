@@ -45,12 +45,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _play_all(scenarios: Iterable[Scenario]) -> int:
     from aggregator.demo.play import play
+    from aggregator.demo.processes import DidNotStart
 
     failed = 0
     print(f"{'scenario':26} {'verdict':42} {'seconds':>7}  as expected")
     with tempfile.TemporaryDirectory(prefix="gcm-sentinel-demo-") as scratch:
         for scenario in scenarios:
-            outcome = play(scenario, Path(scratch) / scenario.name)
+            try:
+                outcome = play(scenario, Path(scratch) / scenario.name)
+            except DidNotStart as error:
+                sys.stderr.write(f"gcm-sentinel demo: {error}\n")
+                return 1
             verdicts = [
                 f"{i.assessment.severity} {i.assessment.fault_class} {i.assessment.action}" for i in outcome.incidents
             ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from aggregator.demo.processes import AggregatorProcess, SimulatedNode
+from aggregator.demo.processes import AggregatorProcess, DidNotStart, SimulatedNode
 from aggregator.demo.scenario import Expectation, Scenario, Step
 from protos.v1 import sentinel_pb2, sentinel_pb2_grpc
 
@@ -59,12 +59,12 @@ def perform(step: Step, node: SimulatedNode) -> None:
 
 
 def wait_for_inventory(stub: sentinel_pb2_grpc.SentinelServiceStub, nodes: set[str]) -> None:
-    """Return once the aggregator has seen every node's GPUs: what follows is then a change. Raises RuntimeError."""
+    """Return once the aggregator has seen every node's GPUs: what follows is then a change. Raises DidNotStart."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     missing = set(nodes)
     while missing:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"no snapshot arrived from {', '.join(sorted(missing))}")
+            raise DidNotStart(f"no snapshot arrived from {', '.join(sorted(missing))}")
         for name in sorted(missing):
             with contextlib.suppress(grpc.RpcError):
                 if stub.GetNode(sentinel_pb2.GetNodeRequest(node=name)).snapshot.gpus:

@@ -31,6 +31,10 @@ def free_port() -> int:
     return port
 
 
+class DidNotStart(Exception):
+    """A process did not come up; the text holds the end of its log."""
+
+
 class Process:
     """A child that dies with its parent."""
 
@@ -92,7 +96,7 @@ class AggregatorProcess:
         self.process = Process(["-m", "aggregator"], self.environment, self.directory / "serve.log")
 
     def wait_ready(self, timeout_seconds: float = 20.0) -> None:
-        """Return once it answers on its gRPC port. Raises RuntimeError with the end of its log when it does not."""
+        """Return once it answers on its gRPC port. Raises DidNotStart when it does not."""
         host, _, port = self.address.partition(":")
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline and self.process is not None and self.process.popen.poll() is None:
@@ -102,7 +106,7 @@ class AggregatorProcess:
                     return
             time.sleep(0.05)
         log = (self.directory / "serve.log").read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"the aggregator did not come up; the end of {self.directory / 'serve.log'}:\n{log}")
+        raise DidNotStart(f"the aggregator did not come up; the end of {self.directory / 'serve.log'}:\n{log}")
 
     def stop(self) -> None:
         """End it, if it runs."""
