@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ from node_agent.nvml.codes import (
     DriverError,
 )
 from node_agent.nvml.node import Node
-from node_agent.nvml.process import ChildCrashed, ChildHung, Message, NvmlChild
+from node_agent.nvml.process import ChildCrashed, ChildHung, Message, NvmlChild, start_ticks
 from node_agent.nvml.protocol import read_event, read_opened, read_reading
 from node_agent.nvml.remembered import dump, load, save
 from node_agent.pci import Bus
@@ -105,6 +105,7 @@ class NvmlCollector:
         self._confirmed = False
         remembered = load(self._path, time.monotonic())
         self._saved = None if remembered is None else dump(remembered)
+        self._stuck = remembered.stuck if remembered else None
         self._node = Node(remembered, expected_gpus=expected_gpus, kernel_version=kernel_version)
         self._failures = 0
         self._longest_rest = timing.longest_restart
@@ -157,6 +158,7 @@ class NvmlCollector:
         """Read GPUs until cancelled. Raises CollectorAbsent when nothing says that this node has any."""
         self._report = report
         try:
+            await self._outwait_stuck()
             while True:
                 await self._stay_yielded()
                 await self._run_child()
@@ -188,12 +190,25 @@ class NvmlCollector:
     async def _end_hung(self, child: NvmlChild) -> None:
         if await child.kill():
             return
-        stuck = f"process {child.pid} hangs in the driver and SIGKILL does not end it; none is started until the kernel lets it go"
-        log.error(stuck)
-        self._cannot_read(stuck)
-        self._tell(self._node.hang_is_final(stuck))
-        await self._save()
+        self._stuck = (child.pid, start_ticks(child.pid) or 0)
+        await self._tell_stuck(child.pid)
         await asyncio.shield(child.exited)
+        self._stuck = None
+
+    async def _outwait_stuck(self) -> None:
+        """An earlier run of the agent may have left a child that nothing could end: it too must be gone first."""
+        while self._stuck is not None and start_ticks(self._stuck[0]) == self._stuck[1]:
+            await self._tell_stuck(self._stuck[0])
+            await asyncio.sleep(self._timing.critical)
+        self._stuck = None
+
+    async def _tell_stuck(self, pid: int) -> None:
+        stuck = f"process {pid} hangs in the driver and SIGKILL does not end it; no other is started until the kernel lets it go"
+        if stuck != self._unreadable_because:
+            log.error(stuck)
+            self._cannot_read(stuck)
+            self._tell(self._node.hang_is_final(stuck))
+            await self._save()
 
     async def _leave(self, child: NvmlChild) -> None:
         """Whatever happened, no child outlives its run, save one that even SIGKILL does not end."""
@@ -327,7 +342,7 @@ class NvmlCollector:
     async def _save(self) -> None:
         if self._saved is not None and not self._path.exists():
             self._confirmed = True  # someone removed the file: what is missing is missing on purpose
-        text = dump(self._node.remembered())
+        text = dump(replace(self._node.remembered(), stuck=self._stuck))
         if text == self._saved and not self._confirmed:
             return
         try:

@@ -113,8 +113,9 @@ class Node:
         return facts + self._begin(condition, detail) if condition else facts
 
     def hang_is_final(self, detail: str) -> list[Fact]:
-        """The hung child cannot be ended either."""
-        return [Fact(SOURCE, "nvml_hung", detail, Phase.BEGAN)]
+        """The hung child cannot be ended either: told anew, because it changes what helps."""
+        self._conditions.discard("nvml_hung")
+        return self._begin("nvml_hung", detail)
 
     def yielded(self, detail: str) -> list[Fact]:
         """No handle on the driver is held, on request."""

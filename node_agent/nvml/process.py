@@ -158,6 +158,14 @@ class NvmlChild(asyncio.SubprocessProtocol):
         return f"{where['function'] or 'nothing'}{about} has been running for {where['seconds']:.1f} s{stuck}"
 
 
+def start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot: with its id, its name until the next boot. None: no such process."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+
+
 def _resolve(future: asyncio.Future[Message] | None, message: Message) -> None:
     if future is not None and not future.done():
         future.set_result(message)

@@ -28,12 +28,14 @@ _TOLD_BEFORE: Final = "told before the agent's restart"
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """The node as it was. `conditions` are the node's states that had begun, by kind."""
+    """The node as it was. `conditions` are the node's states that had begun, by kind; `stuck` is a child that SIGKILL did not end,
+    as (process id, start in clock ticks)."""
 
     driver_version: str = ""
     nvml_version: str = ""
     conditions: frozenset[str] = frozenset()
     gpus: tuple[Known, ...] = ()
+    stuck: tuple[int, int] | None = None
 
 
 def dump(remembered: Remembered) -> str:
@@ -43,6 +45,7 @@ def dump(remembered: Remembered) -> str:
         "driver_version": remembered.driver_version,
         "nvml_version": remembered.nvml_version,
         "conditions": sorted(remembered.conditions),
+        "stuck": remembered.stuck,
         "gpus": [_dump_gpu(known) for known in remembered.gpus],
     }
     return json.dumps(content, indent=1)
@@ -77,6 +80,7 @@ def _parse(content: Mapping[str, Any], at: float) -> Remembered:
         content["nvml_version"],
         frozenset(content["conditions"]),
         tuple(_load_gpu(entry, at) for entry in content["gpus"]),
+        tuple(content["stuck"]) if content["stuck"] else None,
     )
 
 

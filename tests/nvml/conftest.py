@@ -24,7 +24,7 @@ FAST = Timing(
     critical_deadline=0.6,
     counters_deadline=0.8,
     snapshot_deadline=1.0,
-    close_deadline=2.0,
+    close_deadline=1.0,
     first_restart=0.2,
     longest_restart=0.4,
     longest_retry=0.3,
@@ -99,7 +99,7 @@ class Watched:
                 self._news.clear()
                 await self._news.wait()
 
-    async def rounds(self, seconds: float = 0.6) -> None:
+    async def rounds(self, seconds: float = 0.45) -> None:
         """Let several polls pass."""
         await asyncio.sleep(seconds)
 

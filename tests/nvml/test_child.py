@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.doubles.nvml.double import Action, NvmlDouble, environment
-
-
-class Child:
-    """A child under a test's control."""
-
-    def __init__(self, environ: dict[str, str], *arguments: str) -> None:
-        command = [sys.executable, "-m", "node_agent.nvml.child", *arguments]
-        self.process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._asked = 0
-
-    def send(self, do: str) -> None:
-        """Ask and do not wait."""
-        self._asked += 1
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"id": self._asked, "do": do}).encode() + b"\n")
-        self.process.stdin.flush()
-
-    def line(self) -> Any:
-        """The next message."""
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-    def ask(self, do: str) -> Any:
-        """Ask and wait."""
-        self.send(do)
-        return self.line()
-
-    def leave(self) -> int:
-        """Close its stdin, as a dying agent does, and wait for its end."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        if not self.process.stdin.closed:
-            self.process.stdin.close()
-        try:
-            return self.process.wait(5)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self.process.stdout.close()
+from tests.nvml.children import Child
 
 
 @pytest.fixture
@@ -88,7 +49,10 @@ def test_it_says_what_is_being_called_while_that_hangs(start: Callable[..., Chil
     child = start(double)
     child.ask("open")
     double.rule("nvmlDeviceGetFieldValues", Action.HANG, gpu=1)
+    double.forget_calls()
     child.send("critical")
+    while double.calls("nvmlDeviceGetFieldValues") < 2:
+        time.sleep(0.01)
     where = child.ask("where")["where"]
     assert (where["function"], where["about"]) == ("nvmlDeviceGetFieldValues", double.gpu(1).uuid)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from node_agent.evidence import UNSUPPORTED, Unreadable
+from node_agent.nvml.protocol import read_reading
 from tests.doubles.nvml.double import DoubleGpu, NvmlDouble, environment
+from tests.nvml.children import Child
 from tests.nvml.conftest import Watched, watch
 
 Change = Callable[[DoubleGpu], object]
@@ -17,6 +19,17 @@ Change = Callable[[DoubleGpu], object]
 
 def _set(**numbers: Any) -> Change:
     return lambda gpu: gpu.set(**numbers)
+
+
+@pytest.fixture(scope="module")
+def opened(nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NvmlDouble, Child]]:
+    """One driver, opened once, for all values."""
+    double = NvmlDouble(nvml_library, tmp_path_factory.mktemp("values") / "page", gpus=2)
+    child = Child(environment(double))
+    child.ask("open")
+    yield double, child
+    child.leave()
+    double.close()
 
 
 @pytest.mark.parametrize(
@@ -91,10 +104,14 @@ def _set(**numbers: Any) -> Change:
         ("xid_events_registered", _set(), True),
     ],
 )
-async def test_value(watched: Watched, double: NvmlDouble, name: str, change: Change, expected: Any) -> None:
+def test_value(opened: tuple[NvmlDouble, Child], name: str, change: Change, expected: Any) -> None:
     """A changed number arrives under its name, in its unit."""
-    change(double.gpu(1))
-    assert (await watched.values(1))[name] == expected
+    double, child = opened
+    gpu = double.gpu(1)
+    gpu.reset("h100")
+    change(gpu)
+    readings = {reading.uuid: reading for reading in read_reading(child.ask("snapshot")).gpus}
+    assert readings[gpu.uuid].values[name] == expected
 
 
 async def test_identity_is_uuid_pci_serial_minor_module_and_model(watched: Watched) -> None:

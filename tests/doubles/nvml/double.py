@@ -117,7 +117,7 @@ class NvmlDouble:
         self.state.driver_version = b"570.158.01"
         self.state.nvml_version = b"12.570.158.01"
         for slot in range(gpus):
-            self.gpu(slot).set(**profiles.device(profile, slot))
+            self.gpu(slot).reset(profile)
         self.state.magic = _constant("MAGIC")
         self.environ = {"LD_LIBRARY_PATH": str(library.parent), "NVML_DOUBLE_STATE": str(page)}
 
@@ -211,11 +211,11 @@ class NvmlDouble:
 class DoubleGpu:
     """One GPU: reading and setting an attribute reads and sets the page (numbers in NVML's units)."""
 
-    _double: NvmlDouble
+    _slot: int
     _device: Any
 
     def __init__(self, double: NvmlDouble, slot: int) -> None:
-        object.__setattr__(self, "_double", double)
+        object.__setattr__(self, "_slot", slot)
         object.__setattr__(self, "_device", double.state.devices[slot])
 
     def __getattr__(self, name: str) -> Any:
@@ -226,6 +226,11 @@ class DoubleGpu:
         if not hasattr(self._device, name):
             raise AttributeError(f"{name} is no number or text of nvml_double.h")
         setattr(self._device, name, value.encode() if isinstance(value, str) else value)
+
+    def reset(self, profile: str) -> None:
+        """A healthy GPU of this model, as at the beginning."""
+        ctypes.memset(ctypes.byref(self._device), 0, ctypes.sizeof(_Device))
+        self.set(**profiles.device(profile, self._slot))
 
     def set(
         self, *, unsupported: Iterable[str] = (), fields: Mapping[int, int | None] | None = None, **values: Any
