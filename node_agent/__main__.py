@@ -178,7 +178,15 @@ def _stop_on_signals() -> asyncio.Event:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gcm-sentinel agent", description="The node agent of gcm-sentinel.")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--yield", dest="yield_seconds", metavar="SECONDS", type=_seconds, help="let go of the driver")
+    group.add_argument(
+        "--yield",
+        dest="yield_seconds",
+        metavar="SECONDS",
+        nargs="?",
+        const=600,
+        type=_seconds,
+        help="let go of the driver (600)",
+    )
     group.add_argument("--resume", action="store_true", help="take the driver up again")
     return parser.parse_args(arguments)
 

@@ -25,7 +25,7 @@ from protos.v1 import evidence_pb2, sentinel_pb2
 log = logging.getLogger(__name__)
 
 MAX_COUNTED_KINDS = 128
-FIRST_SNAPSHOT_SECONDS = 10.0
+FIRST_SNAPSHOT_SECONDS = 3.0
 SNAPSHOT_SECONDS = 300.0
 STOP_COLLECTORS_SECONDS = 1.5
 DRAIN_SECONDS = 2.0

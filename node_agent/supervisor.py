@@ -92,21 +92,24 @@ class Supervisor:
 
 
 async def _problem_of(collector: Collector, report: Report) -> str | None:
-    """Run the collector to its end: None, or its failure in one line. Raises CollectorAbsent, and CancelledError only when the
-    supervisor itself is cancelled: a collector that cancels itself by mistake has failed like any other."""
+    """Run the collector to its end: None, or its failure in one line. Raises CollectorAbsent.
+
+    It runs in a task of its own, so that whatever it does with cancellation stays there: when the supervisor is cancelled, it
+    leaves, and a collector that cancels itself by mistake has failed like any other.
+    """
+    run = asyncio.create_task(collector.collect(report), name=f"run of {collector.name}")
     try:
-        await collector.collect(report)
-    except CollectorAbsent:
-        raise
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        return _one_line(error)
-    except Exception as error:  # whatever a collector raises must end with that collector
-        log.warning("collector %s failed", collector.name, exc_info=error)
-        return _one_line(error)
-    return None
+        await asyncio.wait([run])
+    finally:
+        run.cancel()
+        await asyncio.wait([run])
+        error = asyncio.CancelledError("it cancelled itself") if run.cancelled() else run.exception()
+    if error is None:
+        return None
+    if isinstance(error, CollectorAbsent):
+        raise error
+    log.warning("collector %s failed", collector.name, exc_info=error)
+    return _one_line(error)
 
 
 def _collector_fact(name: str, phase: Phase, detail: str, state: str) -> Fact:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import time
 import urllib.request
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from protos.v1 import evidence_pb2
 from tests.agent.process import AgentProcess
 from tests.agent.scripted_aggregator import ScriptedAggregator
 
@@ -141,6 +144,23 @@ async def test_its_probes_answer_and_its_metrics_count(aggregator: ScriptedAggre
         "sentinel_agent_connected 1.0",
     ):
         assert sample in metrics
+
+
+async def test_a_node_without_gpus_still_shows_its_collectors(aggregator: ScriptedAggregator, tmp_path: Path) -> None:
+    async with AgentProcess(tmp_path, address(aggregator)):
+        await aggregator.until(lambda: bool(aggregator.payloads("samples")), seconds=20)
+    snapshot = evidence_pb2.NodeSnapshot.FromString(aggregator.payloads("samples")[0])
+    assert snapshot.collectors["kmsg"] == "running"
+    assert snapshot.collectors["dcgm"].startswith("absent: ")
+    assert snapshot.inventory.kernel_version == platform.release()
+
+
+def test_a_missing_package_of_the_agent_names_the_extra() -> None:
+    code = "import sys; sys.modules['pynvml'] = None; from aggregator.cli import main; sys.exit(main(['agent']))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    assert result.returncode == 2
+    assert "pynvml is missing" in result.stderr
+    assert "[agent]" in result.stderr
 
 
 async def test_the_command_talks_to_the_running_agent(aggregator: ScriptedAggregator, tmp_path: Path) -> None:

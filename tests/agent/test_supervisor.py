@@ -116,6 +116,20 @@ async def test_one_failure_hurts_no_other() -> None:
         assert (good.runs, supervisor.states["good"]) == (1, "running")
 
 
+async def fails_when_cancelled() -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        raise RuntimeError("the clean-up is broken")
+
+
+async def test_a_broken_clean_up_keeps_nobody_from_leaving() -> None:
+    """`supervised` asserts at its end that the supervisor was cancelled."""
+    collector = Scripted("nvml", fails_when_cancelled)
+    async with supervised(collector):
+        await until(lambda: collector.runs == 1)
+
+
 async def test_absence_is_a_state_and_is_looked_at_again() -> None:
     collector = Scripted("dcgm", absent, absent)
     async with supervised(collector) as (supervisor, facts):
