@@ -32,7 +32,7 @@ EXCUSED = frozenset(
         "agent_silent", "collector_failed", "dcgm_unobservable", "driver_message", "driver_version_mismatch", "evidence_gap",
         "fabric_manager_failed", "fabric_state", "gpu_count_differs", "gpu_count_low", "gpu_handle_error", "gpu_not_in_nvml",
         "imex_error", "inventory_changed", "nvlink_link_down", "nvml_child_crashed", "nvml_gpu_lost", "nvml_hung",
-        "nvml_permission_denied", "nvml_unavailable",
+        "nvml_permission_denied", "nvml_unavailable", "nvml_value_unreadable",
     )
 )  # fmt: skip
 
@@ -43,8 +43,8 @@ NODE_WIDE = RESTARTS | {"driver_unloaded", "driver_yielded", "agent_stopped", "h
 # States that last until the GPU is reset or comes back: their end is the end of what happened to that GPU.
 UNTIL_RESET = frozenset(
     (
-        "gpu_count_low", "gpu_fallen_off_bus", "gpu_handle_error", "gpu_reset_required", "nvml_gpu_lost", "recovery_action",
-        "retired_page_pending", "row_remap_pending",
+        "gpu_count_low", "gpu_fallen_off_bus", "gpu_handle_error", "gpu_not_in_nvml", "gpu_not_on_bus", "gpu_reset_required",
+        "nvml_gpu_lost", "recovery_action", "retired_page_pending", "row_remap_pending",
     )
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from aggregator.model import Incident, IncidentState, Phase, Signal
 KEEP_FIRST = 8  # signals of one key
 KEEP_LAST = 8
 MAX_KEYS = 48  # per incident: beyond it signals are counted with their like
-MAX_RECORDS = 64  # incidents remembered per node
+MAX_RECORDS = 64  # incidents remembered per node: what would be one more joins the latest
 MAX_RECENT = 24  # context signals remembered per node
 MAX_NAMES = 64  # GPU names remembered per node
 
@@ -123,7 +123,8 @@ class Record:
 
     def add(self, signal: Signal, *, fault: bool, heard_us: int = 0, key: Key | None = None) -> None:
         """Take a signal in, and fold one of its like where too many are kept."""
-        if not self.keep(signal, key):
+        kept = self.keep(signal, key)
+        if kept is None:
             return
         self.heard_us = max(self.heard_us, heard_us)
         self.needs_repair = None
@@ -131,11 +132,11 @@ class Record:
             self.live = True
         if fault:
             self.note_fault(signal)
-        else:
+        elif kept:
             self.circumstances.add(signal.id)
 
-    def keep(self, signal: Signal, key: Key | None = None) -> bool:
-        """Insert a signal in order among its like; False when it is already here."""
+    def keep(self, signal: Signal, key: Key | None = None) -> bool | None:
+        """Insert a signal in order among its like; False when it is only counted, None when it is here already."""
         key = key or key_of(signal)
         if key not in self.keys and len(self.keys) >= MAX_KEYS:
             self._count(
@@ -144,7 +145,7 @@ class Record:
             return True
         kept = self.keys.setdefault(key, [])
         if any(known.id == signal.id for known in kept):
-            return False
+            return None
         insort(kept, signal, key=in_order)
         if len(kept) > KEEP_FIRST + KEEP_LAST:
             folded = kept.pop(KEEP_FIRST)
@@ -163,9 +164,12 @@ class Record:
         self.first_us = min(self.first_us, at) if self.faults else at
         self.last_us = max(self.last_us, at)
         fault = (signal.kind, signal.code)
-        self.faults[fault] = max(self.faults.get(fault, 0), at)
+        if fault in self.faults or len(self.faults) < MAX_KEYS:
+            self.faults[fault] = max(self.faults.get(fault, at), at)
         names = names_of(signal)
-        (self.gpu_names if names.gpu else self.other_names).update(dict.fromkeys(names.all))
+        known = self.gpu_names if names.gpu else self.other_names
+        if len(known) < MAX_NAMES:
+            known.update(dict.fromkeys(names.all))
 
 
 class Node:

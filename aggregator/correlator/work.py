@@ -10,7 +10,7 @@ from aggregator import rules as packaged
 from aggregator.correlator import fleet
 from aggregator.correlator.close import settle
 from aggregator.correlator.fleet import Fault, Fleet, Group, Member, incident_id
-from aggregator.correlator.join import circumstances, home_of, homes_of_context
+from aggregator.correlator.join import Home, circumstances, home_of, homes_of_context
 from aggregator.correlator.places import names_of
 from aggregator.correlator.state import (
     MAX_NAMES,
@@ -131,6 +131,8 @@ class Work:
 
     def _take_fault(self, node: Node, signal: Signal) -> None:
         home = home_of(node, signal, self.windows, self.rules)
+        if home.record is None and not self._has_room(node):
+            home = Home(max(node.records.values(), key=lambda record: (record.last_us, record.id)))
         record = self._edit(node, signal.node, home.record) if home.record else self._found(node, signal)
         for other in home.absorbed:
             self._merge(node, signal.node, other, into=record)
@@ -150,10 +152,14 @@ class Work:
         node.records[record.id] = record
         self._edited[record.id] = (signal.node, record)
         record.touched_us = self.now_us
-        over = [known.id for known in node.records.values() if not known.open]
-        for oldest in over[: max(0, len(node.records) - MAX_RECORDS)]:
-            del node.records[oldest]
         return record
+
+    def _has_room(self, node: Node) -> bool:
+        """Room for one more incident on the node, if need be by forgetting one that is over."""
+        over = [record.id for record in node.records.values() if not record.open and record.id not in self._edited]
+        for oldest in over[: max(0, len(node.records) + 1 - MAX_RECORDS)]:
+            del node.records[oldest]
+        return len(node.records) < MAX_RECORDS
 
     def _merge(self, node: Node, name: str, other: Record, into: Record) -> None:
         """The older incident takes the other's signals; the other is closed and forgotten."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aggregator.correlator import Windows
+from aggregator.correlator.state import MAX_RECORDS
 from aggregator.model import IncidentState, Signal
 from tests.correlator.conftest import Desk, began, gpu_pci, gpu_uuid, nvml, signal
 
@@ -152,6 +153,15 @@ def test_many_kinds_of_facts_are_kept_small_too(desk: Desk) -> None:
     desk.take(*(signal(1000 + number, 0, number * 0.1) for number in range(500)))
     assert len(desk.only().signals) == 48
     assert sum(one.count for one in desk.only().signals) == 500
+
+
+def test_a_flood_of_different_faults_stays_bounded(desk: Desk) -> None:
+    for number in range(300):
+        desk.take(signal(2000 + number, None, number * 0.01, pci=f"{number:04x}:01:00.0"))
+    assert len(desk.incidents) == MAX_RECORDS
+    last = max(desk.incidents.values(), key=lambda one: one.updated_us)
+    assert len(last.signals) <= 48
+    assert sum(one.count for incident in desk.incidents.values() for one in incident.signals) == 300
 
 
 def test_the_id_follows_from_the_founding_fact_alone(desk: Desk) -> None:
