@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sqlite3
 import threading
 import time
 from collections import deque
@@ -25,7 +26,7 @@ MAX_GROUP_RECORDS = 2000  # in one transaction: some 50 ms of work, so that no a
 MAX_WAITING_BYTES = 64 * 2**20  # of deliveries that wait to be stored, over all streams
 RETRY_SECONDS = (0.1, 5.0)  # first and longest pause while the disk refuses
 
-NOT_THE_DISK = (ProgrammingError, NotSupportedError, *POISON)  # these repeat however often they are tried
+MISTAKES = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_LOCKED)  # of a statement: these repeat however often they are tried
 
 T = TypeVar("T")
 Change = Callable[[Connection], T]
@@ -141,11 +142,12 @@ class Writer:
             try:
                 outcomes = self._commit(group)
             except DatabaseError as error:
-                if isinstance(error, NOT_THE_DISK):
+                if not _is_refusal(error):
                     return _all_failed(group, error)
-                self._refuse(_root(error))
+                reason = str(_root(error).orig)
+                self._refuse(reason)
                 if self._closing.wait(pause):
-                    return _all_failed(group, StoreClosed(f"the store closed while the disk refused: {_root(error)}"))
+                    return _all_failed(group, StoreClosed(f"the store closed while the disk refused: {reason}"))
                 pause = min(pause * 2, longest)
             except Exception as error:  # noqa: BLE001 - whoever waits gets it raised; the thread must outlive it
                 return _all_failed(group, error)
@@ -198,10 +200,10 @@ def _attempt(connection: Connection, change: Change[Any]) -> object:
     try:
         with connection.begin_nested():
             return change(connection)
-    except NOT_THE_DISK as error:
+    except DatabaseError as error:
+        if _is_refusal(error):
+            raise
         return _Failure(error)
-    except DatabaseError:
-        raise
     except Exception as error:  # noqa: BLE001 - raised where the change came from
         return _Failure(error)
 
@@ -210,12 +212,19 @@ def _all_failed(group: Sequence[_Job[Any]], error: Exception) -> list[object]:
     return [_Failure(error)] * len(group)
 
 
-def _root(error: DatabaseError) -> str:
+def _is_refusal(error: DatabaseError) -> bool:
+    """True when the same may be accepted later: the disk is full, the file is locked or cannot be read."""
+    if isinstance(error, (ProgrammingError, NotSupportedError, *POISON)):
+        return False
+    return getattr(_root(error).orig, "sqlite_errorcode", None) not in MISTAKES
+
+
+def _root(error: DatabaseError) -> DatabaseError:
     """What the disk said first: rolling back after it may fail as well."""
     first, link = error, error.__context__
     while link is not None:
         first, link = link if isinstance(link, DatabaseError) else first, link.__context__
-    return str(first.orig)
+    return first
 
 
 class _Room:

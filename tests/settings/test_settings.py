@@ -71,7 +71,7 @@ def test_a_variable_reaches_its_setting(name: str, text: str, value: Any, monkey
 @pytest.mark.parametrize("name", ["TOKENS_FILE", "SYSTEM_PROMPT_PATH", "WEBHOOKS_FILE"])
 def test_a_file_variable_names_an_existing_file(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert getattr(read(monkeypatch, **{name: str(files / "prompt.txt")}), name.lower()) == files / "prompt.txt"
-    with pytest.raises(SettingsError, match=f"^GCM_SENTINEL_{name}: .*nowhere"):
+    with pytest.raises(SettingsError, match=rf"^GCM_SENTINEL_{name}: .*nowhere"):
         read(monkeypatch, **{name: str(files / "nowhere")})
 
 
@@ -184,7 +184,7 @@ def test_beyond_loopback_plaintext_is_refused(name: str, address: str, monkeypat
 
 def test_beyond_loopback_callers_must_be_known(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tls = {"TLS_CERT_FILE": str(files / "cert.pem"), "TLS_KEY_FILE": str(files / "key.pem")}
-    with pytest.raises(SettingsError, match="^GCM_SENTINEL_GRPC_ADDRESS: .*TOKENS_FILE"):
+    with pytest.raises(SettingsError, match=r"^GCM_SENTINEL_GRPC_ADDRESS: .*TOKENS_FILE"):
         read(monkeypatch, GRPC_ADDRESS="0.0.0.0:1", **tls)
     read(monkeypatch, GRPC_ADDRESS="0.0.0.0:1", TOKENS_FILE=str(files / "tokens.json"), **tls)
 
@@ -216,5 +216,5 @@ def test_a_client_does_not_send_its_token_in_plaintext_over_a_network(
     monkeypatch.setenv("GCM_SENTINEL_TOKEN_FILE", str(files / "tokens.json"))
     assert Client.from_environment().token_file
     monkeypatch.setenv("GCM_SENTINEL_AGGREGATOR_ADDRESS", "aggregator:50051")
-    with pytest.raises(SettingsError, match="^GCM_SENTINEL_TLS_CA_FILE: "):
+    with pytest.raises(SettingsError, match=r"^GCM_SENTINEL_TLS_CA_FILE: "):
         Client.from_environment()

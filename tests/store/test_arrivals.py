@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 from aggregator.pipeline import read_record
 from aggregator.store import Store, StoreClosed, queries
@@ -35,24 +38,9 @@ async def position(store: Store, spool_id: str = "spool-a") -> int | None:
 async def test_a_receipt_means_committed(store: Store, database: Path) -> None:
     """What a receipt speaks of is in the file for anybody who opens it."""
     await deliver(store, lines(1, 3))
-    with Store_reader(database) as connection:
-        assert connection.execute(text("SELECT count(*) FROM evidence")).scalar_one() == 3
-        assert connection.execute(text("SELECT offset FROM positions")).scalar_one() == 3
-
-
-class Store_reader:  # noqa: N801 - reads as a verb in `with`
-    def __init__(self, database: Path) -> None:
-        from sqlalchemy import create_engine
-
-        self._engine = create_engine(f"sqlite:///{database}")
-
-    def __enter__(self) -> Connection:
-        self._connection = self._engine.connect()
-        return self._connection
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-        self._engine.dispose()
+    with closing(sqlite3.connect(database)) as outside:
+        assert outside.execute("SELECT count(*) FROM evidence").fetchone() == (3,)
+        assert outside.execute("SELECT offset FROM positions").fetchone() == (3,)
 
 
 async def test_the_same_fact_twice_is_stored_once(store: Store) -> None:
@@ -229,9 +217,15 @@ async def test_a_change_that_fails_undoes_itself_alone(store: Store) -> None:
     assert len(await stored(store)) == 6
 
 
+async def test_a_change_with_a_mistake_in_it_does_not_wait_for_the_disk(store: Store) -> None:
+    with pytest.raises(OperationalError, match="no such table"):
+        await store.write(lambda connection: connection.execute(text("SELECT * FROM nowhere")).all())
+    assert store.refusal is None
+
+
 async def test_a_waiting_queue_is_bounded(store: Store) -> None:
     """Deliveries beyond the room wait before they are queued, and are served in their order."""
-    big = [Delivery(NODE, "s", (Record(n, kernel_line(NODE, BOOT, n, "x" * 2_000_000)),)) for n in range(1, 65)]
+    big = [Delivery(NODE, "s", (Record(n, b"\xff" * 2_000_000),)) for n in range(1, 65)]
     order: list[int] = []
 
     async def send(delivery: Delivery) -> None:
