@@ -139,10 +139,9 @@ class Record:
         """Insert a signal in order among its like; False when it is only counted, None when it is here already."""
         key = key or key_of(signal)
         if key not in self.keys and len(self.keys) >= MAX_KEYS:
-            self._count(
-                next((known for known in self.keys if known.kind == signal.kind), next(iter(self.keys))), signal
-            )
-            return True
+            like = next((known for known in self.keys if known.kind == signal.kind), next(iter(self.keys)))
+            self._count(like, signal)
+            return False
         kept = self.keys.setdefault(key, [])
         if any(known.id == signal.id for known in kept):
             return None
