@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from aggregator.model import Resolution
+from aggregator.model import Resolution, Signal
 from aggregator.rules.burst import Burst, Reading
 from aggregator.rules.finding import Finding
 
@@ -53,7 +53,14 @@ def root_cause(finding: Finding) -> str:
     """One sentence: where, what, and what the code means."""
     lead = finding.cause[0]
     places = list(dict.fromkeys(place(reading) for reading in finding.cause))
-    return f"{listed(places)}: {lead.signal.name}. {lead.entry.meaning}"
+    return f"{listed(places)}, {spoken(lead.signal)}: {_uncapitalised(lead.entry.meaning)}"
+
+
+def spoken(signal: Signal) -> str:
+    """A signal's name for a sentence: "XID 79", "row remap pending"."""
+    if signal.code is not None:
+        return f"{signal.kind.upper().replace('SXID', 'SXid')} {signal.code}"
+    return signal.kind.replace("_", " ")
 
 
 def summary(finding: Finding, burst: Burst) -> str:
@@ -106,10 +113,10 @@ def place(reading: Reading) -> str:
 
 
 def counted(readings: Iterable[Reading]) -> str:
-    """Names with counts: "xid 45 (6 times), hung_task"."""
+    """Names with counts: "XID 45 (6 times), hung task"."""
     counts: Counter[str] = Counter()
     for reading in readings:
-        counts[reading.signal.name] += reading.signal.count
+        counts[spoken(reading.signal)] += reading.signal.count
     return listed([name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()])
 
 
@@ -118,6 +125,12 @@ def listed(items: list[str], most: int = 4) -> str:
     if len(items) > most:
         items = [*items[:most], f"{len(items) - most} more"]
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + f" and {items[-1]}"
+
+
+def _uncapitalised(sentence: str) -> str:
+    """A sentence that goes on after a colon; a name or an abbreviation keeps its capital."""
+    first, _, _ = sentence.partition(" ")
+    return sentence if first[1:] != first[1:].lower() else sentence[:1].lower() + sentence[1:]
 
 
 def _witnesses(readings: Iterable[Reading]) -> str:
