@@ -456,7 +456,7 @@ _DRIVERS = ("NVRM:", "nvidia", "pcieport ", "mlx5_core ", "amdgpu ")
 _Layer = Callable[[_Dress, int | None], bool]
 
 # Layers by the first character of what is left: most lines are asked about two or three of them.
-_WORD_LAYERS: tuple[_Layer, ...] = (_bare_kernel, _decoded, _bsd, _klog, _logfmt, _compose)
+_WORD_LAYERS: tuple[_Layer, ...] = (_bsd, _bare_kernel, _decoded, _klog, _logfmt, _compose)
 _LAYERS: dict[str, tuple[_Layer, ...]] = {
     "{": (_json,),
     "<": (_priority,),

@@ -155,7 +155,7 @@ _ALL = (
         "gpu_fallen_off_bus",
         _G,
         "The driver says a GPU has fallen off the bus, without an XID.",
-        {"stage": "probe or runtime", "vendor_device": "PCI ID"},
+        {"stage": "probe, runtime or config_space (lspci reads rev ff)", "vendor_device": "PCI ID"},
     ),
     Kind(
         "gpu_init_failure",

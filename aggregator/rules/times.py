@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _ISO = re.compile(
@@ -17,6 +18,7 @@ _CLOCKS_DIFFER_US = 86_400_000_000  # and zones: a day ahead is no time to come
 _EPOCH = re.compile(r"(\d{10})(?:\.(\d{1,9}))?$")
 
 
+@lru_cache(maxsize=1024)  # a burst of lines has few different times
 def parse(text: str, *, now_us: int | None = None) -> int | None:
     """Microseconds since the epoch, UTC; None for what is no time.
 

@@ -73,8 +73,8 @@ _FORMS = (
     ),
     form(
         "host_thermal",
-        "temperature above threshold|clock throttled",
-        r"(?:CPU\d{0,5}|Core|Package).{0,40}temperature above threshold",
+        "temperature above threshold|critical temperature",
+        r"critical temperature reached|(?:CPU\d{0,5}|Core|Package).{0,40}temperature above threshold",
     ),
     form(
         "host_machine_check",
@@ -177,6 +177,7 @@ GRAMMARS = (
             "memory failure",
             "hardware memory error",
             "temperature above threshold",
+            "critical temperature",
             "[hardware error]",
             "kernel panic",
             "unable to handle",

@@ -22,6 +22,13 @@ from aggregator.rules.grammar.reading import (
     uuid_in,
 )
 
+
+def _config_space(found: re.Match[str]) -> Attributes:
+    """lspci reads ones from a device that does not answer."""
+    address = _LSPCI.match(found.string)
+    return present(stage="config_space", bdf=normalise_pci(address[0]) if address else None)
+
+
 _NVML_FORMS = (
     form(
         "driver_version_mismatch",
@@ -41,10 +48,12 @@ _NVML_FORMS = (
     ),
     form(
         "nvml_unavailable",
-        "couldn't communicate|driver_not_loaded|driver not loaded|library_not_found|to initialize nvml",
+        "couldn't communicate|driver_not_loaded|driver not loaded|library_not_found|to initialize nvml|nvml error",
         r"couldn't communicate with the NVIDIA driver|ERROR_DRIVER_NOT_LOADED|Driver Not Loaded|ERROR_LIBRARY_NOT_FOUND|"
-        r"(?:Failed|Unable) to initialize NVML",
+        r"(?:Failed|Unable) to initialize NVML|nvml error: ",
     ),
+    form("module_conflict", "could not insert 'nvidia", r"could not insert 'nvidia[\w-]{0,16}':"),
+    form("gpu_fallen_off_bus", "(rev ff)", r"NVIDIA.{1,80}\(rev ff\)", _config_space),
     form("gpu_count_low", "no devices were found", r"^No devices were found", lambda _: {"after": 0}),
     form("gpu_handle_error", "device handle", r"Unable to determine the device handle for (?:GPU|gpu)"),
     form(
@@ -53,6 +62,7 @@ _NVML_FORMS = (
         r"cudaErrorSystemNotReady|CUDA_ERROR_SYSTEM_NOT_READY|system not yet initialized|error 802",
     ),
 )
+_LSPCI = re.compile(r"(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
 _HANDLE = re.compile(r"device handle for (?:GPU|gpu)\s?([0-9A-Fa-f:.]{7,16})")
 
 _MARGIN = re.compile(
@@ -104,7 +114,10 @@ def read_nvml_words(line: Line) -> Iterator[Reading]:
         return
     handle = _HANDLE.search(line.text)
     pci = reading.pci or (normalise_pci(handle[1].strip(":. ")) if handle else None)
-    yield Reading(reading.kind, dict(reading.attributes), pci=pci, gpu_uuid=reading.gpu_uuid)
+    attributes = dict(reading.attributes)
+    listed = attributes.pop("bdf", None)
+    pci = pci or (str(listed) if listed else None)
+    yield Reading(reading.kind, attributes, pci=pci, gpu_uuid=reading.gpu_uuid)
 
 
 def _margin(text: str) -> Attributes:
@@ -182,6 +195,10 @@ GRAMMARS = (
             "error_driver_not",
             "error_library_not",
             "initialize nvml",
+            "nvml error",
+            "driver not loaded",
+            "could not insert 'nvidia",
+            "(rev ff)",
             "no devices were found",
             "handle for gpu",
             "cuda",

@@ -24,10 +24,11 @@ UUID = r"GPU-[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-f
 
 _ANY_PCI = re.compile(FULL_PCI)
 _ANY_UUID = re.compile(UUID)
-_ERROR = re.compile(
-    r"fatal|fail|error|panic|lost|timed? ?out|uncorrect|unable|cannot|invalid|halt|exception|corrupt|fallen off", re.I
+_ERROR_WORDS = (
+    *("fatal", "fail", "error", "panic", "lost", "timeout", "timed out", "uncorrect", "unable", "cannot", "invalid"),
+    *("halt", "exception", "corrupt", "fallen off"),
 )
-_WARNING = re.compile(r"warn|retry|retri|degraded|exceed|unexpected|pending|correct|limit|disabl", re.I)
+_WARNING_WORDS = ("warn", "retry", "retri", "degraded", "exceed", "unexpected", "pending", "correct", "limit", "disabl")
 
 
 class Origin(Enum):
@@ -120,6 +121,7 @@ def present(**attributes: Scalar) -> dict[str, Scalar]:
 
 def worst_word(text: str) -> str:
     """What a line whose meaning is unknown says about itself: error, warning or info."""
-    if _ERROR.search(text):
+    lowered = text.lower()
+    if any(word in lowered for word in _ERROR_WORDS):
         return "error"
-    return "warning" if _WARNING.search(text) else "info"
+    return "warning" if any(word in lowered for word in _WARNING_WORDS) else "info"

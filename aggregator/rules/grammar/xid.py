@@ -58,7 +58,7 @@ def _quoted_by_a_tool(line: Line, start: int) -> bool:
 def _reading(head: re.Match[str]) -> Reading:
     code = int(head["code"])
     attributes, text = _process(head["rest"].lstrip(" ,:;"))
-    previous = _PREVIOUS.search(text)
+    previous = _PREVIOUS.search(text) if "previous" in text else None
     if previous:
         attributes["previous_xid"] = int(previous[1])
         text = (text[: previous.start()] + text[previous.end() :]).strip(" ,")

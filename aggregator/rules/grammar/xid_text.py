@@ -56,7 +56,7 @@ _BODIES: tuple[tuple[str, tuple[int, ...]], ...] = (
 def read_text(code: int, text: str) -> Attributes:
     """Attributes of the text of XID `code`."""
     attributes: Attributes = {}
-    channel = _CHANNEL.search(text)
+    channel = _CHANNEL.search(text) if "Ch" in text or "channel" in text else None
     if channel:
         attributes["channel"] = channel[1].lower()
     for words, codes in _BODIES:
