@@ -39,7 +39,7 @@ class Count:
     covering: float = 0.0
 
 
-COUNTERS: Final = (
+_ALL: Final = (
     Counter("ecc_volatile_uncorrected_total", "ecc_uncorrectable", "uncorrectable ECC errors", since_load=True),
     Counter(
         "ecc_aggregate_uncorrected_total",
@@ -59,6 +59,7 @@ COUNTERS: Final = (
     Counter("nvlink_recovery_failed_events_total", "nvlink_errors", "failed NVLink recoveries"),
     Counter("pcie_replay_total", "pcie_replay", "PCIe replays", per_minute=10),
 )
+COUNTERS: Final[Mapping[str, Counter]] = {counter.field: counter for counter in _ALL}
 
 
 @dataclass(frozen=True, slots=True)

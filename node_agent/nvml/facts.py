@@ -5,6 +5,7 @@ Steady values are state and never evidence. A value that could not be read chang
 VALUES (per GPU; number, text, flag, unsupported or error)
     critical, each second
         nvml_return                              0, or the code with which the GPU as a whole cannot be read
+        unreadable_values                        names of the values whose calls fail
         clocks_event_reasons                     NVML's bits: 0x1 idle, 0x4 power cap, 0x8 HW slowdown, 0x20 SW thermal,
                                                  0x40 HW thermal, 0x80 power brake
         temperature_celsius, memory_temperature_celsius, temperature_margin_celsius (degrees left to T.Limit)
@@ -39,7 +40,7 @@ KINDS, source "nvml"
         pcie_gpu_degraded                        field pcie_width_lanes, or pcie_generation (judged under load alone)
         hw_slowdown, hw_thermal_slowdown, hw_power_brake, sw_thermal_slowdown    field clocks_event_reasons, limit: the bit
         thermal_margin_violation                 field temperature_margin_celsius, temperature_celsius or memory_…
-        nvml_value_unreadable                    field: one of the values whose calls fail
+        nvml_value_unreadable                    field unreadable_values, after: their names
     points of a GPU (POINT; Observation)
         ecc_uncorrectable, ecc_corrected, row_remapped, retired_page, nvlink_errors, pcie_replay    field: the counter
         ecc_counter_reset                        counter_reset true: the counter fell, nothing was repaired
@@ -55,10 +56,10 @@ KINDS, source "nvml"
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from node_agent.evidence import Fact, Gpu, Observation, Phase, Value
+from node_agent.evidence import Fact, Gpu, Observation, Phase, Unreadable, Value
 from node_agent.nvml.counters import COUNTERS, Count, Counter, advance
 from node_agent.nvml.protocol import GpuReading
 from node_agent.nvml.states import STATES, UNKNOWN, Problem, State, View, active_links
@@ -94,23 +95,33 @@ class Known:
 def compare(known: Known, reading: GpuReading, at: float) -> tuple[Known, list[Fact]]:
     """Take in one reading at `at` (monotonic seconds): what is known now, and the facts that the reading makes."""
     if reading.gone is not None:
-        after = replace(known, values={**known.values, "nvml_return": reading.gone.code})
-        return _compare_states(known, after, {"nvml_return"}, at)
-    read: dict[str, Value] = {"nvml_return": 0, **reading.values}
-    after = replace(known, values={**known.values, **read}, links=known.links | active_links(read), was_read=True)
-    after, facts = _compare_states(known, after, read.keys(), at)
+        return _compare_states(known, known, {"nvml_return": reading.gone.code}, at)
+    read: dict[str, Value] = {"nvml_return": 0, "unreadable_values": _unreadable(known, reading), **reading.values}
+    links = known.links | active_links(read)
+    after, facts = _compare_states(known, replace(known, links=links, was_read=True), read, at)
     after, counted = _compare_counters(known, after, read, at)
     return after, facts + counted + _mig_changes(known, after)
 
 
-def _compare_states(known: Known, after: Known, read: Set[str], at: float) -> tuple[Known, list[Fact]]:
+def _unreadable(known: Known, reading: GpuReading) -> str:
+    """Names of the values whose calls fail, apart by spaces."""
+    before = known.values.get("unreadable_values")
+    stale = {name for name in str(before or "").split() if name not in reading.values}
+    failing = {name for name, value in reading.values.items() if isinstance(value, Unreadable)}
+    return " ".join(sorted(stale | failing))
+
+
+def _compare_states(known: Known, after: Known, read: Mapping[str, Value], at: float) -> tuple[Known, list[Fact]]:
+    """A settled state is looked at when a value it depends on changed; an unsettled one whenever such a value was read."""
+    values = {**known.values, **read}
+    changed = {name for name, value in read.items() if known.values.get(name) != value}
     told, differs_since = dict(known.told), dict(known.differs_since)
     facts = []
     for state in STATES:
-        if state.reads.isdisjoint(read):
+        if state.reads.isdisjoint(read if state.kind in differs_since else changed):
             continue
         before = told.get(state.kind)
-        problem = state.check(View(after.values, before, after.links))
+        problem = state.check(View(values, before, after.links))
         if problem is UNKNOWN or _same(before, problem):
             differs_since.pop(state.kind, None)
             continue
@@ -118,12 +129,12 @@ def _compare_states(known: Known, after: Known, read: Set[str], at: float) -> tu
         if at - differs_since.setdefault(state.kind, at) < wait:
             continue
         del differs_since[state.kind]
-        facts.append(_state_fact(known, after, state, problem))
         if problem is None:
-            del told[state.kind]
+            facts.append(_ended(after, state, told.pop(state.kind), values))
         else:
             told[state.kind] = problem
-    return replace(after, told=told, differs_since=differs_since), facts
+            facts.append(_began(after, state, problem, known.values))
+    return replace(after, values=values, told=told, differs_since=differs_since), facts
 
 
 def _same(before: Problem | None, problem: Problem | None) -> bool:
@@ -132,25 +143,25 @@ def _same(before: Problem | None, problem: Problem | None) -> bool:
     return (before.field, before.variant) == (problem.field, problem.variant)
 
 
-def _state_fact(known: Known, after: Known, state: State, problem: Problem | None) -> Fact:
-    if problem is not None:
-        before = known.values.get(problem.field)
-        body = Observation(problem.field, None if before == problem.value else before, problem.value, problem.limit)
-        detail = f"{after.name}: {problem.text}"
-        return Fact(SOURCE, state.kind, detail, Phase.BEGAN, after.gpu, body=body)
-    ended = known.told[state.kind]
-    body = Observation(ended.field, ended.value, after.values.get(ended.field), ended.limit)
-    return Fact(SOURCE, state.kind, f"{after.name}: no longer {state.kind}", Phase.ENDED, after.gpu, body=body)
+def _began(known: Known, state: State, problem: Problem, values_before: Mapping[str, Value]) -> Fact:
+    before = values_before.get(problem.field)
+    body = Observation(problem.field, None if before == problem.value else before, problem.value, problem.limit)
+    return Fact(SOURCE, state.kind, f"{known.name}: {problem.text}", Phase.BEGAN, known.gpu, body=body)
+
+
+def _ended(known: Known, state: State, problem: Problem, values: Mapping[str, Value]) -> Fact:
+    body = Observation(problem.field, problem.value, values.get(problem.field), problem.limit)
+    return Fact(SOURCE, state.kind, f"{known.name}: no longer {state.kind}", Phase.ENDED, known.gpu, body=body)
 
 
 def _compare_counters(known: Known, after: Known, read: Mapping[str, Value], at: float) -> tuple[Known, list[Fact]]:
     counts = dict(known.counts)
     facts = []
-    for counter in COUNTERS:
-        step = advance(counter, counts.get(counter.field), read, at, first=not known.was_read)
+    for name in COUNTERS.keys() & read.keys():
+        step = advance(COUNTERS[name], counts.get(name), read, at, first=not known.was_read)
         if step is not None:
-            counts[counter.field] = step.count
-            facts += [_counter_fact(after, counter, kind, observation) for kind, observation in step.told]
+            counts[name] = step.count
+            facts += [_counter_fact(after, COUNTERS[name], kind, observation) for kind, observation in step.told]
     return replace(after, counts=counts), facts
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from node_agent.evidence import Unreadable, Value
+from node_agent.evidence import Value
 from node_agent.nvml.codes import GPU_IS_LOST, RESET_REQUIRED
 
 LOADED_UTILIZATION_PERCENT: Final = 50  # from here on a PCIe link must run at its full generation
@@ -60,7 +60,7 @@ Check = Callable[[View], Problem | Tell | None]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One kind of state. It is looked at when one of the values it `reads` was read."""
+    """One kind of state. `reads` names every value that its check looks at."""
 
     kind: str
     reads: frozenset[str]
@@ -69,17 +69,23 @@ class State:
     end_after_seconds: float = 0.0
 
 
-def _flag(name: str, text: str) -> Check:
+def _state(
+    kind: str, reads: str, check: Check, begin_after_seconds: float = 0.0, end_after_seconds: float = 0.0
+) -> State:
+    return State(kind, frozenset(reads.split()), check, begin_after_seconds, end_after_seconds)
+
+
+def _flag(name: str, text: str) -> State:
     def check(view: View) -> Problem | Tell | None:
         value = view.values.get(name)
         if not isinstance(value, bool):
             return UNKNOWN
         return Problem(name, True, text) if value else None
 
-    return check
+    return _state(name, name, check)
 
 
-def _slowdown(bit: int, text: str, *, unless: int = 0) -> Check:
+def _slowdown(kind: str, bit: int, text: str, begin_after: float, end_after: float, *, unless: int = 0) -> State:
     def check(view: View) -> Problem | Tell | None:
         reasons = view.number("clocks_event_reasons")
         if reasons is None:
@@ -87,7 +93,7 @@ def _slowdown(bit: int, text: str, *, unless: int = 0) -> Check:
         holds = int(reasons) & bit and not int(reasons) & unless
         return Problem("clocks_event_reasons", reasons, text, limit=bit) if holds else None
 
-    return check
+    return _state(kind, "clocks_event_reasons", check, begin_after, end_after)
 
 
 def _lost(view: View) -> Problem | Tell | None:
@@ -212,60 +218,38 @@ def _temperature(view: View) -> Problem | Tell | None:
 
 
 def _unreadable(view: View) -> Problem | Tell | None:
-    failed = {name: value.error for name, value in view.values.items() if isinstance(value, Unreadable)}
-    if not failed:
-        return None
-    first = min(failed)
-    text = f"{len(failed)} values cannot be read, {first} among them: {failed[first]}"
-    return Problem(first, Unreadable(failed[first]), text, variant=" ".join(sorted(failed)))
+    names = view.text("unreadable_values")
+    return Problem("unreadable_values", names, f"calls fail for {names}", variant=names) if names else None
 
 
 _HW_THERMAL, _HW_BRAKE = 0x40, 0x80
-_REASONS: Final = frozenset({"clocks_event_reasons"})
-_RETURN: Final = frozenset({"nvml_return"})
-
 # Durations keep a healthy node silent: what a busy, well cooled GPU does for a moment is no state. Ends wait longer than begins.
 STATES: Final = (
-    State("nvml_gpu_lost", _RETURN, _lost),
-    State("gpu_reset_required", _RETURN, _reset_required),
-    State("nvml_value_unreadable", _RETURN, _unreadable, 20, 0),
-    State("recovery_action", frozenset({"recovery_action"}), _recovery_action),
-    State(
-        "row_remap_pending",
-        frozenset({"row_remap_pending"}),
-        _flag("row_remap_pending", "rows wait for a GPU reset to be remapped"),
-    ),
-    State(
-        "row_remap_failure",
-        frozenset({"row_remap_failure"}),
-        _flag("row_remap_failure", "a row could not be remapped"),
-    ),
-    State(
-        "retired_page_pending",
-        frozenset({"retired_page_pending"}),
-        _flag("retired_page_pending", "pages wait for a driver reload to be retired"),
-    ),
-    State(
-        "sram_threshold_exceeded",
-        frozenset({"sram_threshold_exceeded"}),
-        _flag("sram_threshold_exceeded", "SRAM errors exceed the threshold"),
-    ),
-    State("nvlink_link_down", frozenset({"nvlink_states"}), _links_down),
-    State("fabric_state", frozenset({"fabric_state"}), _fabric, 30, 0),
-    State("pcie_gpu_degraded", frozenset({"pcie_width_lanes"}), _pcie, 10, 10),
-    State(
-        "hw_slowdown",
-        _REASONS,
-        _slowdown(0x8, "hardware lowers clocks without saying why", unless=_HW_THERMAL | _HW_BRAKE),
-        2,
+    _state("nvml_gpu_lost", "nvml_return", _lost),
+    _state("gpu_reset_required", "nvml_return", _reset_required),
+    _state("nvml_value_unreadable", "unreadable_values", _unreadable, 20, 0),
+    _state("recovery_action", "recovery_action", _recovery_action),
+    _flag("row_remap_pending", "rows wait for a GPU reset to be remapped"),
+    _flag("row_remap_failure", "a row could not be remapped"),
+    _flag("retired_page_pending", "pages wait for a driver reload to be retired"),
+    _flag("sram_threshold_exceeded", "SRAM errors exceed the threshold"),
+    _state("nvlink_link_down", "nvlink_states", _links_down),
+    _state("fabric_state", "fabric_state fabric_status fabric_health_mask fabric_health", _fabric, 30, 0),
+    _state(
+        "pcie_gpu_degraded",
+        "pcie_width_lanes pcie_width_max_lanes pcie_generation pcie_generation_max utilization_percent",
+        _pcie,
+        10,
         10,
     ),
-    State("hw_thermal_slowdown", _REASONS, _slowdown(_HW_THERMAL, "hardware lowers clocks for heat"), 2, 10),
-    State("hw_power_brake", _REASONS, _slowdown(_HW_BRAKE, "the power brake lowers clocks"), 2, 10),
-    State("sw_thermal_slowdown", _REASONS, _slowdown(0x20, "the driver lowers clocks for heat"), 10, 30),
-    State(
+    _slowdown("hw_slowdown", 0x8, "hardware lowers clocks without saying why", 2, 10, unless=_HW_THERMAL | _HW_BRAKE),
+    _slowdown("hw_thermal_slowdown", _HW_THERMAL, "hardware lowers clocks for heat", 2, 10),
+    _slowdown("hw_power_brake", _HW_BRAKE, "the power brake lowers clocks", 2, 10),
+    _slowdown("sw_thermal_slowdown", 0x20, "the driver lowers clocks for heat", 10, 30),
+    _state(
         "thermal_margin_violation",
-        frozenset({"temperature_margin_celsius", "temperature_celsius"}),
+        "temperature_margin_celsius temperature_gpu_max_tlimit_celsius temperature_celsius temperature_slowdown_celsius "
+        "memory_temperature_celsius temperature_memory_max_celsius",
         _temperature,
         2,
         30,

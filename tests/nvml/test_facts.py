@@ -39,7 +39,7 @@ HEALTHY: Mapping[str, Value] = {
     "utilization_percent": 0,
     "mig_enabled": False,
     "mig_layout": "",
-    **{counter.field: 0 for counter in COUNTERS},
+    **dict.fromkeys(COUNTERS, 0),
 }
 
 
@@ -224,8 +224,8 @@ def test_a_loss_does_not_end_what_was_told_before() -> None:
 
 
 # --- counters
-EVERY_RISE = [counter for counter in COUNTERS if counter.per_minute is None and not counter.covered_by]
-RATED = [counter for counter in COUNTERS if counter.per_minute is not None]
+EVERY_RISE = [counter for counter in COUNTERS.values() if counter.per_minute is None and not counter.covered_by]
+RATED = [counter for counter in COUNTERS.values() if counter.per_minute is not None]
 
 
 @pytest.mark.parametrize("counter", EVERY_RISE, ids=lambda counter: counter.field)
@@ -328,8 +328,8 @@ _VALUES = st.fixed_dictionaries(
         "utilization_percent": st.integers(0, 100),
         "mig_layout": st.sampled_from(["", "1/0", "1/0 2/0"]),
         **{
-            counter.field: st.one_of(st.integers(0, 2000), st.sampled_from([UNSUPPORTED, Unreadable("x"), None]))
-            for counter in COUNTERS
+            name: st.one_of(st.integers(0, 2000), st.sampled_from([UNSUPPORTED, Unreadable("x"), None]))
+            for name in COUNTERS
         },
     },
 )
