@@ -15,9 +15,7 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,12 +36,11 @@ from node_agent.logs import log_to_stderr
 from node_agent.probes import Probes
 from node_agent.query_socket import LONGEST_YIELD_SECONDS, SocketInUse
 from node_agent.settings import SOCKET_NAME, Settings, SettingsError, read_state_dir
+from node_agent.signals import stop_on_signals
 from node_agent.sources import Sources
 from node_agent.spool import Spool, SpoolInUse
 
 log = logging.getLogger("node_agent")
-
-LEAVE_SECONDS = 4.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +80,7 @@ async def _run(settings: Settings) -> None:
     spool.tell_losses_through(agent.encode_loss)
     probes = _serve_probes(settings.metrics_address, agent)
     try:
-        await agent.run(_sources(settings, agent, spool, boot_id), settings.socket_path, _stop_on_signals())
+        await agent.run(_sources(settings, agent, spool, boot_id), settings.socket_path, stop_on_signals())
     except (SocketInUse, OSError) as error:
         raise SettingsError("STATE_DIR", str(error)) from error
     finally:
@@ -153,26 +150,6 @@ def _serve_probes(address: tuple[str, int], agent: Agent) -> Probes:
         ) from error
     log.info("metrics and probes on port %d", probes.port)
     return probes
-
-
-def _stop_on_signals() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; from then on the process is gone within LEAVE_SECONDS whatever hangs, and at once on a
-    second signal. What the spool was given is safe either way."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def leave() -> None:
-        log.info("asked to stop")
-        stop.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        last_resort = threading.Timer(LEAVE_SECONDS, os._exit, (0,))
-        last_resort.daemon = True
-        last_resort.start()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, leave)
-    return stop
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

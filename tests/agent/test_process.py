@@ -88,6 +88,25 @@ async def test_it_leaves_in_time_whatever_the_aggregator_does(
     assert (code, seconds < 5) == (0, True)
 
 
+async def test_a_blocked_event_loop_cannot_keep_it_from_leaving(tmp_path: Path) -> None:
+    code = """
+import asyncio, time
+from node_agent.signals import stop_on_signals
+async def block():
+    stop_on_signals()
+    print("blocked", flush=True)
+    time.sleep(60)
+asyncio.run(block())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    await process.stdout.readline()
+    began = time.monotonic()
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+    assert time.monotonic() - began < 5
+
+
 async def test_what_was_seen_while_cut_off_arrives_after_a_kill(aggregator: ScriptedAggregator, tmp_path: Path) -> None:
     async with AgentProcess(tmp_path, address(aggregator)) as agent:
         await connected(aggregator)

@@ -201,7 +201,7 @@ def time_range(since: int, until: int) -> pb.ListEvidenceRequest:
     [
         (pb.ListEvidenceRequest(page_size=1001), grpc.StatusCode.INVALID_ARGUMENT, "page_size must be at most 1000"),
         (pb.ListEvidenceRequest(page_token="junk"), grpc.StatusCode.INVALID_ARGUMENT, "page_token"),
-        (pb.ListEvidenceRequest(page_token="other:5"), grpc.StatusCode.INVALID_ARGUMENT, "page_token"),
+        (pb.ListEvidenceRequest(page_token="other:0"), grpc.StatusCode.INVALID_ARGUMENT, "page_token"),
         (pb.ListEvidenceRequest(gpu="the first one"), grpc.StatusCode.INVALID_ARGUMENT, "gpu must be"),
         (time_range(5, 5), grpc.StatusCode.INVALID_ARGUMENT, "until must be later"),
         (pb.ListEvidenceRequest(node="node-2"), grpc.StatusCode.NOT_FOUND, "ask the aggregator about 'node-2'"),

@@ -140,7 +140,7 @@ async def test_absence_is_a_state_and_is_looked_at_again() -> None:
 
 
 async def test_a_failure_ends_when_its_source_is_gone() -> None:
-    async with supervised(Scripted("dcgm", fails, absent)) as (_, facts):
+    async with supervised(Scripted("dcgm", fails, *[absent] * 500)) as (_, facts):
         await until(lambda: len(failures(facts)) == 2)
         assert failures(facts)[-1] == (Phase.ENDED, "collector_dcgm")
 
