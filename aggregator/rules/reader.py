@@ -19,7 +19,6 @@ _TENANT_KINDS = frozenset(("userspace_kernel_line", "secondhand_xid"))
 _PROGRAM_KINDS = frozenset(
     ("cuda_error", "nccl_error")
 )  # only in what an operator hands in: no agent reads program logs
-_XID_EVENT = 8  # nvmlEventTypeXidCriticalError
 _RECOVERY_ACTIONS = (
     "none",
     "gpu_reset",

@@ -29,7 +29,6 @@ _NIC_DRIVERS = (
     "gve",
     "mana",
 )
-_GPU_OF_OTHERS = ("amdgpu", "radeon", "i915", "xe", "nouveau", "habanalabs", "snd_hda_intel")
 
 _BUS_ERROR = re.compile(
     r"PCIe Bus Error: severity=(?P<severity>Correct\w+|Uncorrect\w+ ?\(Non-?Fatal\)|Uncorrect\w+ ?\(Fatal\)|Uncorrect\w+)"

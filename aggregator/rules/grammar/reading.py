@@ -78,7 +78,6 @@ class Reading:
 
 KERNEL_LINES = frozenset((Origin.KERNEL, Origin.UNKNOWN))
 PROGRAM_LINES = frozenset((Origin.PROGRAM, Origin.UNKNOWN))
-ANY_LINES = KERNEL_LINES | PROGRAM_LINES
 
 
 @dataclass(frozen=True, slots=True)
