@@ -169,7 +169,9 @@ _HARMLESS = re.compile(
     r"GPU at|GPU Board|os_schedule|faulting|A GPU crash dump|nvidia-bug-report|Enabling|.{0,40}freed|.{0,60}nvidia-persistenced)",
     re.I,
 )
-_UVM_FATAL = re.compile(r"nvidia-uvm: .{0,120}(?:fatal error|RC error|global fatal|error state)", re.I)
+_MODULE_ERROR = re.compile(
+    r"nvidia-modeset: ERROR:|nvidia-uvm: .{0,120}(?:fatal error|RC error|global fatal|error state)", re.I
+)
 _MODULE = re.compile(
     r"nvidia(?:[_-]\w{1,16})?: (?:version magic|disagrees about version|Unknown symbol|module verification failed.*required|"
     r"loading out-of-tree module .*fail|Key was rejected)",
@@ -218,7 +220,7 @@ def read_nvidia_modules(line: Line) -> Iterator[Reading]:
         yield Reading("pci_power_state_failure", attributes, pci=normalise_pci(device[1]))
     elif _UNLOADED.match(text):
         yield Reading("driver_unloaded")
-    elif _UVM_FATAL.match(text):
+    elif _MODULE_ERROR.match(text):
         yield Reading("driver_message", {"text": text, "words": "error"})
     elif _MODULE.match(text):
         yield Reading("module_conflict", {"text": text})
