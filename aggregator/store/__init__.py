@@ -37,6 +37,7 @@ class Store:
         self._reading = open_readers(database)
         with self._reading.connect() as connection:
             self.store_id = read_meta(connection, "store_id") or ""
+        self._closed = False
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._writer = Writer(
             self._writing,
@@ -68,7 +69,10 @@ class Store:
         return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     async def close(self) -> None:
-        """Commit what is queued, then let go of the file."""
+        """Commit what is queued, then let go of the file. Closing again changes nothing."""
+        if self._closed:
+            return
+        self._closed = True
         await self._writer.close()
         await asyncio.to_thread(self._threads.shutdown)
         self._reading.dispose()

@@ -1,0 +1,1 @@
+"""Agents' streams and people's questions over real gRPC."""
