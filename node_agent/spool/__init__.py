@@ -67,7 +67,7 @@ class Spool:
         self._installation_id_path = directory / "installation_id"
         self.installation_id, self._installation_id_kept = _read_installation_id(self._installation_id_path)
         self._cursors: dict[str, bytes] = {}
-        self.closed_before = True
+        self.closed_before = True  # whether the run before, if there was one, came to its end
         self.events = self._open_log("events", memory_max_bytes)
         self.samples = self._open_log("samples", memory_max_bytes // 2)
         self._writer = Writer(
@@ -77,7 +77,7 @@ class Spool:
             budget,
             changed=self._changed,
             lose=self._lose,
-            tell_losses=self._tell_losses,
+            can_tell=lambda: self._encode is not None,
             keep_installation_id=self._keep_installation_id,
         )
         self._writer.start()
@@ -110,7 +110,9 @@ class Spool:
         deleted for room unless it is acknowledged."""
         with self._changed:
             self._encode = encode
-            self._tell_losses()
+            losses, self._untold = self._untold, []
+            for loss in losses:
+                self._lose(loss)
 
     def close(self) -> None:
         """Write what is left and let go of the directory. Takes at most three seconds, whatever the disk does."""
@@ -123,6 +125,7 @@ class Spool:
         self._cursors.update(recovered.cursors)
         if not recovered.closed:
             self.closed_before = False
+        if not recovered.closed and name == "events":  # a sample is outdated by the next one
             reason = "the agent ended without closing its spool: what was not yet written is lost"
             self._lose(Loss(name, "unclosed", recovered.spool_id, recovered.end, None, "spool", reason, None))
         return SpoolLog(
@@ -131,18 +134,10 @@ class Spool:
 
     def _lose(self, loss: Loss) -> None:
         with self._changed:
-            self._untold.append(loss)
-            self._changed.notify()
-
-    def _tell_losses(self) -> bool:
-        """Append the evidence of each loss to the events; False while there is no encoder."""
-        with self._changed:
             if self._encode is None:
-                return False
-            losses, self._untold = self._untold, []
-            for loss in losses:
+                self._untold.append(loss)
+            else:
                 self.events.append(self._encode(_fact(loss)), Kind.GAP)
-            return True
 
     def _keep_installation_id(self) -> None:
         if self._installation_id_kept:

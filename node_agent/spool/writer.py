@@ -64,7 +64,7 @@ class Writer:
         *,
         changed: threading.Condition,
         lose: Callable[[Loss], None],
-        tell_losses: Callable[[], bool],
+        can_tell: Callable[[], bool],
         keep_installation_id: Callable[[], None],
     ) -> None:
         self._events = events
@@ -73,7 +73,7 @@ class Writer:
         self._budget = budget
         self._changed = changed
         self._lose = lose
-        self._tell_losses = tell_losses
+        self._can_tell = can_tell
         self._keep_installation_id = keep_installation_id
         self._kept = {each.name: self._present(each) for each in (events, samples)}
         self._error = ""
@@ -151,7 +151,6 @@ class Writer:
 
     def _cycle(self, closing: bool) -> None:
         self._keep_installation_id()
-        self._tell_losses()
         for each in (self._events, self._samples):
             self._write(each)
             if closing:
@@ -232,7 +231,7 @@ class Writer:
         """Delete the oldest segment, but first make durable that its records are lost, and what they themselves tell of losses."""
         oldest = each.files.segments[0]
         if not _acked(each, oldest):
-            if not self._tell_losses():
+            if not self._can_tell():
                 return False
             first, gaps = each.files.unacked(oldest, each.acked_offset)
             count = oldest.end.number - first.number - len(gaps)  # these are kept
@@ -240,7 +239,6 @@ class Writer:
             self._lose(Loss(each.name, "overflow", oldest.name.spool_id, first, oldest.end, "spool", reason, count))
             for gap in gaps:
                 self._events.append(gap, Kind.GAP)
-            self._tell_losses()
             self._write(self._events)
             self._events.files.sync()
         each.files.delete(oldest)
