@@ -165,6 +165,7 @@ async def test_a_child_that_cannot_be_killed_is_the_only_one_ever(watched: Watch
     assert not is_process(stuck)
 
 
+@pytest.mark.slow
 async def test_a_restarted_agent_waits_for_the_stuck_child_of_the_one_before(
     double: NvmlDouble, tmp_path: Path
 ) -> None:
@@ -182,6 +183,7 @@ async def test_a_restarted_agent_waits_for_the_stuck_child_of_the_one_before(
         assert double.loads == loads + 1
 
 
+@pytest.mark.slow
 async def test_a_stuck_child_makes_a_yield_say_that_the_driver_is_held(watched: Watched, double: NvmlDouble) -> None:
     double.rule("nvmlDeviceGetTemperatureV", Action.HANG_KILLED, count=1)
     await watched.until("nvml_hung", count=2)
