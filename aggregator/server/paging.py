@@ -16,6 +16,7 @@ from aggregator.server.refusal import invalid
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+MAX_TOKEN = 1000  # characters; what is nested deeper than this allows would exhaust the parser
 
 Key = list[int | str]
 
@@ -36,6 +37,8 @@ def read_token(request: Message, token: str, shape: tuple[type, ...]) -> Key | N
     """The key in a page token; None for the first page. Raises Refusal."""
     if not token:
         return None
+    if len(token) > MAX_TOKEN:
+        raise invalid("page_token is none that this server gave")
     try:
         digest, *parts = json.loads(base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, TypeError) as error:

@@ -112,7 +112,8 @@ class Presence:
         connected = self._sessions.nodes
         for node, heard_us in self._heard_us.items():
             silent_seconds = (now_us - max(heard_us, self._started_us)) / 1e6
-            if node not in connected and silent_seconds > self._silent_seconds:
+            long = silent_seconds > self._silent_seconds or (node, AGENT_SILENT) in self._standing
+            if node not in connected and long:
                 yield (node, AGENT_SILENT), (f"{AGENT_SILENT}:{heard_us}", "no agent of this node has been heard")
         for node in connected:
             if len(installations := self._sessions.installations(node)) > 1:

@@ -13,8 +13,8 @@ from sqlalchemy import Connection
 
 from aggregator.server.agents import Limits
 from aggregator.store import queries
-from protos.v1 import agent_pb2, evidence_pb2
-from tests.server.aggregator import Aggregator, agent, eventually, lines, running, snapshot, stored
+from protos.v1 import agent_pb2, evidence_pb2, sentinel_pb2
+from tests.server.aggregator import Aggregator, agent, asking, eventually, lines, running, snapshot, stored
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -240,9 +240,6 @@ async def test_stopping_tells_agents_and_keeps_what_was_confirmed(tmp_path: Path
 
 
 async def test_a_live_agent_is_asked_through_its_own_stream(aggregator: Aggregator) -> None:
-    from protos.v1 import sentinel_pb2
-    from tests.server.aggregator import asking
-
     async with agent(aggregator) as stream, asking(aggregator) as stub:
         await stream.greet()
         asked = asyncio.ensure_future(stub.CollectNow(sentinel_pb2.CollectNowRequest(node="gpu-1")))
@@ -260,9 +257,6 @@ async def test_a_live_agent_is_asked_through_its_own_stream(aggregator: Aggregat
     ],
 )
 async def test_a_reading_that_failed_says_why(reply: agent_pb2.CollectReply, text: str, aggregator: Aggregator) -> None:
-    from protos.v1 import sentinel_pb2
-    from tests.server.aggregator import asking
-
     async with agent(aggregator) as stream, asking(aggregator) as stub:
         await stream.greet()
         asked = asyncio.ensure_future(stub.CollectNow(sentinel_pb2.CollectNowRequest(node="gpu-1")))

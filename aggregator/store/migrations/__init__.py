@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -25,5 +27,5 @@ def unknown_revision(connection: Connection) -> str | None:
 
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", "aggregator.store:migrations")
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     return config

@@ -1,0 +1,1 @@
+"""From committed evidence to published assessments."""

@@ -1,0 +1,211 @@
+"""`gcm-sentinel serve` and the commands around it, as processes, the way users start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import pytest
+
+from aggregator.demo.processes import AggregatorProcess
+from protos.v1 import agent_pb2, agent_pb2_grpc, sentinel_pb2, sentinel_pb2_grpc
+from tests.server.aggregator import lines, xid
+
+
+MAIN = "import sys; from aggregator.cli import main; sys.exit(main())"  # what the console script does
+
+
+@pytest.fixture
+def aggregator(tmp_path: Path) -> Iterator[AggregatorProcess]:
+    process = AggregatorProcess(tmp_path / "a state")
+    process.start()
+    process.wait_ready()
+    yield process
+    process.stop()
+
+
+def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GCM_SENTINEL_")}
+    environment = {**clean, **{f"GCM_SENTINEL_{name}": value for name, value in variables.items()}}
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def serve(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    free = dict.fromkeys(("GRPC_ADDRESS", "METRICS_ADDRESS", "HTTP_ADDRESS"), "127.0.0.1:0")
+    return command("serve", **{"STATE_DIR": str(tmp_path), **free, **variables})
+
+
+def get(address: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def deliver(address: str, records: list[agent_pb2.SpoolRecord], node: str = "gpu-1") -> None:
+    requests = [
+        agent_pb2.ConnectRequest(hello=agent_pb2.AgentHello(node=node, installation_id="i")),
+        agent_pb2.ConnectRequest(batch=agent_pb2.RecordBatch(spool_id="s", records=records)),
+    ]
+    with grpc.insecure_channel(address) as channel:
+        answers = list(agent_pb2_grpc.AgentServiceStub(channel).Connect(iter(requests), timeout=10))
+    assert answers[-1].ack.offset == records[-1].end_offset
+
+
+def test_it_answers_on_all_its_ports(aggregator: AggregatorProcess) -> None:
+    assert get(aggregator.metrics_address, "/healthz") == (200, "ok\n")
+    assert get(aggregator.metrics_address, "/readyz") == (200, "ok\n")
+    deliver(aggregator.address, [xid(1)])
+    deadline = time.monotonic() + 10
+    while "sentinel_assessment_active{" not in get(aggregator.metrics_address, "/metrics")[1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    status, page = get(aggregator.http_address, "/")
+    assert status == 200
+    assert "gpu-1" in page
+
+
+def test_it_leaves_within_five_seconds_and_keeps_what_it_confirmed(aggregator: AggregatorProcess) -> None:
+    deliver(aggregator.address, lines(1, 100))
+    with grpc.insecure_channel(aggregator.address) as channel:
+        watch = sentinel_pb2_grpc.SentinelServiceStub(channel).WatchEvidence(sentinel_pb2.WatchEvidenceRequest())
+        open_streams = agent_pb2_grpc.AgentServiceStub(channel).Connect(
+            iter([agent_pb2.ConnectRequest(hello=agent_pb2.AgentHello(node="gpu-1", installation_id="i"))])
+        )
+        next(open_streams)
+        assert aggregator.process is not None
+        began = time.monotonic()
+        aggregator.process.popen.send_signal(signal.SIGTERM)
+        assert aggregator.process.popen.wait(10) == 0
+        assert time.monotonic() - began < 5
+        watch.cancel()
+    with closing(sqlite3.connect(aggregator.directory / "sentinel.db")) as database:
+        assert database.execute("SELECT count(*) FROM evidence WHERE kind = 'kernel_line'").fetchone() == (100,)
+
+
+def test_the_banner_tells_the_facts_and_no_secret(tmp_path: Path) -> None:
+    process = AggregatorProcess(
+        tmp_path,
+        PROMETHEUS_URL="http://user:T0PS3CRET@prometheus:9090/?token=T0PS3CRET",
+        LLM_API="openai",
+        API_KEY="T0PS3CRET",
+        WEBHOOK_URL="https://hooks.example/T0PS3CRET",
+        CLUSTER_NAME="prod",
+    )
+    process.start()
+    process.wait_ready()
+    process.stop()
+    log = (tmp_path / "serve.log").read_text()
+    records = [json.loads(line) for line in log.splitlines()]
+    (banner,) = [record for record in records if record["event"] == "serving"]
+    assert "T0PS3CRET" not in log
+    assert banner["prometheus_url"] == "http://prometheus:9090/"
+    assert (banner["cluster"], banner["action_mode"], banner["cooldown_seconds"]) == ("prod", "recommend", 3600)
+
+
+@pytest.mark.parametrize("variable", ["GRPC_ADDRESS", "METRICS_ADDRESS", "HTTP_ADDRESS"])
+def test_a_port_in_use_names_the_variable(variable: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = serve(tmp_path, **{variable: f"127.0.0.1:{taken.getsockname()[1]}"})
+    assert refused.returncode == 2
+    last = refused.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"GCM_SENTINEL_{variable}: ")
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_wrong_variable_names_itself(tmp_path: Path) -> None:
+    refused = serve(tmp_path, RETENTION_DAYS="0", LOG_LEVEL="LOUD")
+    assert refused.returncode == 2
+    assert [line.partition(":")[0] for line in refused.stderr.splitlines()] == [
+        "GCM_SENTINEL_RETENTION_DAYS",
+        "GCM_SENTINEL_LOG_LEVEL",
+    ]
+
+
+def test_a_database_that_cannot_be_used_names_the_variable_and_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "sentinel.db").write_bytes(b"no database at all" * 500)
+    refused = serve(tmp_path)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("GCM_SENTINEL_STATE_DIR: ")
+    assert "restore a backup" in line
+
+
+def test_a_second_aggregator_on_one_state_is_refused(aggregator: AggregatorProcess) -> None:
+    refused = serve(aggregator.directory)
+    assert refused.returncode == 2
+    assert "in use by another aggregator" in refused.stderr
+
+
+def test_tokens_that_cannot_be_read_name_the_variable(tmp_path: Path) -> None:
+    (tmp_path / "tokens.json").write_text("{}")
+    refused = serve(tmp_path, TOKENS_FILE=str(tmp_path / "tokens.json"))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("GCM_SENTINEL_TOKENS_FILE: ")
+
+
+def test_evidence_is_shown_as_lines_and_as_json(aggregator: AggregatorProcess) -> None:
+    deliver(aggregator.address, [*lines(1, 2, text="nvidia \x1b[31m red"), xid(3)])
+    shown = command("evidence", "gpu-1", AGGREGATOR_ADDRESS=aggregator.address)
+    assert shown.returncode == 0
+    assert len(shown.stdout.splitlines()) == 3
+    assert "\x1b" not in shown.stdout
+    assert "xid 79" in shown.stdout
+    as_json = command("evidence", "gpu-1", "--json", "--gpu", "3a:00.0", AGGREGATOR_ADDRESS=aggregator.address)
+    (entry,) = [json.loads(line) for line in as_json.stdout.splitlines()]
+    assert entry["id"] == "gpu-1/kmsg/boot-a/3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "named"),
+    [
+        (("gpu-1",), {"AGGREGATOR_ADDRESS": "127.0.0.1:1"}, 3, "GCM_SENTINEL_AGGREGATOR_ADDRESS"),
+        (("gpu-1",), {"AGGREGATOR_ADDRESS": "nonsense"}, 2, "GCM_SENTINEL_AGGREGATOR_ADDRESS"),
+        (("gpu-1",), {"TOKEN_FILE": "/nowhere"}, 2, "GCM_SENTINEL_TOKEN_FILE"),
+        (("gpu-1", "--since", "soon"), {}, 2, "--since"),
+    ],
+)
+def test_the_evidence_command_says_what_is_wrong(
+    arguments: tuple[str, ...], variables: dict[str, str], code: int, named: str
+) -> None:
+    failed = command("evidence", *arguments, **variables)
+    assert failed.returncode == code
+    assert named in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_backup_of_a_running_aggregator_serves(aggregator: AggregatorProcess, tmp_path: Path) -> None:
+    deliver(aggregator.address, lines(1, 50))
+    copy = tmp_path / "copy" / "sentinel.db"
+    made = command("backup", str(copy), STATE_DIR=str(aggregator.directory))
+    assert made.returncode == 0, made.stderr
+    assert command("backup", str(copy), STATE_DIR=str(aggregator.directory)).returncode == 2
+    restored = AggregatorProcess(copy.parent)
+    restored.start()
+    restored.wait_ready()
+    shown = command("evidence", "gpu-1", AGGREGATOR_ADDRESS=restored.address)
+    restored.stop()
+    assert len(shown.stdout.splitlines()) == 50
