@@ -16,6 +16,7 @@ from importlib.metadata import version
 import grpc
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Connection
 
 from aggregator.identity import Authenticator
 from aggregator.pipeline import Pipeline
@@ -108,10 +109,14 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def _greet(self, hello: agent_pb2.AgentHello, session: Session) -> None:
         """Note the agent, and tell it what is stored of its spool."""
         agent = Agent(hello.node, hello.installation_id, hello.agent_version, hello.boot_id, hello.simulated)
-        store = self._pipeline.store
-        await store.write(partial(save_agent, agent=agent, now_us=session.heard_us))
         spool_ids = list(session.acked_before)
-        committed = await store.read(partial(committed_offsets, node=hello.node, spool_ids=spool_ids))
+
+        def note(connection: Connection) -> dict[str, int]:
+            save_agent(connection, agent, session.heard_us)
+            return committed_offsets(connection, agent.node, spool_ids)
+
+        store = self._pipeline.store
+        committed = await store.write(note)
         answer = agent_pb2.ServerHello(
             store_id=store.store_id,
             committed=[

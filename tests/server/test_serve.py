@@ -23,7 +23,6 @@ from aggregator.demo.processes import AggregatorProcess
 from protos.v1 import agent_pb2, agent_pb2_grpc, sentinel_pb2, sentinel_pb2_grpc
 from tests.server.aggregator import lines, xid
 
-
 MAIN = "import sys; from aggregator.cli import main; sys.exit(main())"  # what the console script does
 
 
