@@ -43,7 +43,13 @@ class KmsgCollector:
     async def collect(self, report: Report) -> None:
         """Read until cancelled. Raises CollectorAbsent, PermissionError, or OSError when the log cannot be read any more."""
         with closing(open_stream(self._path)) as stream:
-            reading = _Reading(stream, self._resume(report), report, self._workloads_of_pid)
+            reading = Reading(
+                self._resume(report),
+                report,
+                replays=stream.replays,
+                complete=stream.is_device,
+                workloads_of_pid=self._workloads_of_pid,
+            )
             while True:
                 if records := stream.read(RECORDS_AT_ONCE):
                     for raw in records:
@@ -63,7 +69,7 @@ class KmsgCollector:
                 report(replace(storm_fact, occurred_at=None))
         return KernelCursor(self._boot_id)
 
-    async def _wait(self, stream: KernelStream, reading: _Reading) -> None:
+    async def _wait(self, stream: KernelStream, reading: Reading) -> None:
         try:
             async with asyncio.timeout(reading.storm_ends_in()):
                 await stream.wait()
@@ -74,20 +80,27 @@ class KmsgCollector:
             self._spool.put_cursor(CURSOR, reading.cursor.encode())
 
 
-class _Reading:
-    """One pass over the stream, from its beginning."""
+class Reading:
+    """One pass over a kernel log. One that `replays` begins with records that may have been read before; one that is `complete`
+    begins with the boot, so that what is missing there is a loss."""
 
     def __init__(
-        self, stream: KernelStream, cursor: KernelCursor, report: Report, workloads_of_pid: WorkloadsOfPid | None
+        self,
+        cursor: KernelCursor,
+        report: Report,
+        *,
+        replays: bool,
+        complete: bool = False,
+        workloads_of_pid: WorkloadsOfPid | None = None,
     ) -> None:
         self.cursor = cursor
         self._report = report
         self._workloads_of_pid = workloads_of_pid
-        self._starts_at_zero = stream.is_device
-        self._live = not stream.replays
+        self._complete = complete
+        self._live = not replays
         # Places in the log: the number that the next good record has at least, and how many malformed ones came since the last.
         known = (cursor.next_seq or 0, cursor.malformed)
-        self._known, self._at = (known, (0, 0)) if stream.replays else ((0, 0), known)
+        self._known, self._at = (known, (0, 0)) if replays else ((0, 0), known)
         self._storm_since: float | None = None
         self._time_storm()
         self._taken = 0
@@ -132,7 +145,7 @@ class _Reading:
         cursor = self.cursor
         expected = cursor.next_seq
         if expected is None:
-            expected = 0 if self._starts_at_zero else record.seq
+            expected = 0 if self._complete else record.seq
         if record.seq > expected:
             self._report(gap_fact(cursor.boot_id, expected, record.seq - 1))
         cursor.next_seq = record.seq + 1

@@ -81,12 +81,19 @@ class PreviousBootCollector:
     name = "previous_boot"
 
     def __init__(
-        self, sysfs_root: Path, *, boot_id: str, spool: Spool, journal_command: tuple[str, ...] = JOURNAL
+        self,
+        sysfs_root: Path,
+        *,
+        boot_id: str,
+        spool: Spool,
+        journal_command: tuple[str, ...] = JOURNAL,
+        journal_seconds: float = JOURNAL_SECONDS,
     ) -> None:
         self._pstore = sysfs_root / "fs/pstore"
         self._boot_id = boot_id
         self._spool = spool
         self._journal_command = journal_command
+        self._journal_seconds = journal_seconds
         self._last_read = KernelCursor.decode(spool.get_cursor(KMSG_CURSOR))
         self._unclean = not spool.closed_before
 
@@ -122,7 +129,7 @@ class PreviousBootCollector:
         """None without a journal. One that does not end in time gives what it gave, and a gap."""
         tail = _Tail()
         try:
-            async with asyncio.timeout(JOURNAL_SECONDS), aclosing(_journal(self._journal_command)) as entries:
+            async with asyncio.timeout(self._journal_seconds), aclosing(_journal(self._journal_command)) as entries:
                 number = 0
                 async for entry in entries:
                     number += 1
@@ -130,7 +137,7 @@ class PreviousBootCollector:
                     if keep(line.capture.line.lower()) and not self._was_read(line.capture.boot_id, entry):
                         tail.add(line)
         except TimeoutError:
-            reason = f"the journal was not read to its end within {JOURNAL_SECONDS:.0f} s"
+            reason = f"the journal was not read to its end within {self._journal_seconds:g} s"
             report(_gap("kmsg_previous_boot", self._boot_id, 0, None, reason))
         except OSError:
             return None
