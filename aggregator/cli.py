@@ -10,7 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
     "serve": "run the aggregator",
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="gcm-sentinel", description="Tells GPU-cluster operators what broke, why, and what to do."
     )
-    parser.add_argument("--version", action="version", version=f"gcm-sentinel {version('gcm-sentinel')}")
+    parser.add_argument("--version", action="version", version=f"gcm-sentinel {_version()}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
@@ -48,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def _version() -> str:
+    try:
+        return version("gcm-sentinel")
+    except PackageNotFoundError:
+        return "from a checkout that is not installed"
 
 
 def _missing_extra(command: str, error: ModuleNotFoundError) -> int:
