@@ -55,11 +55,12 @@ class Cursor:
         """The next records; they count as sent."""
         if not self.open or self.sent >= self.log.end_offset:
             return []
+        end_offset = self.log.end_offset
         records = self.log.read(self.sent, max_bytes=max_bytes, max_records=BATCH_RECORDS)
         if records:
             self.sent = records[-1].end_offset
         else:
-            self._nothing_before = self.log.end_offset
+            self._nothing_before = end_offset
         return records
 
     async def wait(self) -> None:

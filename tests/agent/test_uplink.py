@@ -230,6 +230,18 @@ async def test_a_record_the_server_cannot_take_blocks_nothing_and_is_reported(
     assert (gap.source, gap.gap.where, gap.gap.lost_count) == ("gap", "uplink", 1)
 
 
+async def test_a_loss_at_the_end_of_a_log_does_not_keep_the_agent_busy(
+    aggregator: ScriptedAggregator, node: Node
+) -> None:
+    """The spool refuses a record above 1 MiB: its samples then end behind something that cannot be read."""
+    node.spool.append_sample(b"x" * (1 << 20) + b"x")
+    async with delivering(node, at(aggregator)):
+        await aggregator.until(lambda: len(aggregator.offsets) >= 5)
+        before = time.process_time()
+        await asyncio.sleep(0.5)
+        assert time.process_time() - before < 0.2
+
+
 async def test_the_clock_offset_is_measured_and_sent(aggregator: ScriptedAggregator, node: Node) -> None:
     aggregator.script.clock_ahead_seconds = 12.5
     async with delivering(node, at(aggregator)) as uplink:
