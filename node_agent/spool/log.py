@@ -146,6 +146,8 @@ class SpoolLog:
             if not records:
                 offset = max(offset, on_disk)
                 records = self._read_memory(offset, max_bytes, max_records)
+                if not records and self.files.end_offset <= offset:
+                    break  # what the log ends with was lost
         return records
 
     def _read_memory(self, offset: int, max_bytes: int, max_records: int) -> list[SpoolRecord]:
