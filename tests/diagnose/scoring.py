@@ -12,7 +12,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _NOTHING: dict[str, Any] = {
 class Score:
     """One case, judged. `signals_wanted` and `signals_hit` count expected kinds that are no code."""
 
-    case: dict[str, Any]
+    case: dict[str, Any] = field(repr=False)  # a failing test must not read held-out cases aloud
     detected: bool
     signals_wanted: int
     signals_hit: int
@@ -45,7 +45,7 @@ class Score:
     strict: bool
     harm: frozenset[str]
     confidence: float | None
-    got: str
+    got: str = field(repr=False)
 
     @property
     def lenient(self) -> bool:
