@@ -19,7 +19,7 @@ from aggregator.rules.grammar.reading import Line, Origin
 
 MAX_LINE = 65_536  # characters: what follows is no message of a kernel or driver
 
-_ANSI = re.compile(r"\x1b\[[0-?]{0,32}[ -/]{0,4}[@-~]|\x1b[()][A-Z0-9]|\x1b\][^\x07\x1b]{0,256}(?:\x07|\x1b\\)")
+_ANSI = re.compile(r"\x1b\[[0-?]{0,32}[ -/]{0,4}[@-~]|\x1b[()][A-Z0-9]|\x1b\][^\x07\x1b\n]{0,256}(?:\x07|\x1b\\)")
 _CARET_ANSI = re.compile(r"\^\[\[[0-9;]{0,16}[A-Za-z]|\\u001b\[[0-9;]{0,16}m|\\x1b\[[0-9;]{0,16}m")
 _QUOTE = re.compile(r"(?:\s{0,8}>(?= |>|\[|\t|$)){1,8} ?")
 _BULLET = re.compile(r"\s{0,8}(?:[-*•]|\d{1,3}[.)]) (?=\[|NVRM:|kernel:|nvidia|[A-Z][a-z]{2} [ \d]\d |\d{4}-\d\d-)")
@@ -85,11 +85,16 @@ class _Dress:
         self.text = self.text[end:]
 
 
+def uncoloured(text: str) -> str:
+    """A text, one line or many, without terminal colours, raw or spelled out: they may stand inside a word."""
+    if "\x1b" in text or "^[[" in text or "\\u001b" in text or "\\x1b" in text:
+        return _CARET_ANSI.sub("", _ANSI.sub("", text))
+    return text
+
+
 def clean(raw: str) -> str:
     """A raw line without colours, carriage returns, quote marks, bullets and Markdown ticks; blanks in front are kept."""
-    text = raw[:MAX_LINE].rstrip("\r\n \t\0")
-    if "\x1b" in text or "^[" in text or "\\u001b" in text or "\\x1b" in text:
-        text = _CARET_ANSI.sub("", _ANSI.sub("", text))
+    text = uncoloured(raw[:MAX_LINE].rstrip("\r\n \t\0"))
     text = text.lstrip("\ufeff").replace("\xa0", " ")
     head = text.lstrip()[:1]
     if head == ">" and (quote := _QUOTE.match(text)):

@@ -41,6 +41,7 @@ class LogReader:
 
     def feed(self, text: str) -> None:
         """Take the next line, or many whole lines at once: what a block does not hold need not be looked for in its lines."""
+        text = formats.uncoloured(text)
         lowered = text.lower()
         stems = stems_in(lowered)
         lines = text.split("\n")

@@ -99,10 +99,25 @@ def _nvlink5(signal: Signal, entry: Entry) -> Entry:
     return entry
 
 
+def _counted_ecc(signal: Signal, entry: Entry) -> Entry:
+    """Uncorrectable errors in the board's lifetime, not seen to rise: its history, whatever has happened since."""
+    if signal.attributes.get("scope") != "aggregate" or "before" in signal.attributes:
+        return entry
+    return replace(
+        entry,
+        severity=Severity.INFO,
+        action=Action.NONE,
+        resolutions=(Resolution.MONITOR,),
+        do_not=(Resolution.RESET_GPU, Resolution.REBOOT, Resolution.POWER_CYCLE, Resolution.RMA),
+        weight=min(entry.weight, 16),
+    )
+
+
 _REFINEMENTS: Mapping[tuple[str, int | None], Callable[[Signal, Entry], Entry]] = {
     ("sxid", None): _sxid,
     ("xid", 64): _row_remap,
     ("xid", 154): _recovery_action,
     ("recovery_action", None): _recovery_action,
+    ("ecc_uncorrectable", None): _counted_ecc,
     **{("xid", code): _nvlink5 for code in range(144, 151)},
 }

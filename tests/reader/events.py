@@ -177,6 +177,7 @@ DRESSES: dict[str, Callable[[str], str]] = {
     "plain": lambda text: text,
     "quoted": lambda text: "\n".join(f"> {line}" for line in text.split("\n")),
     "quoted twice": lambda text: "\n".join(f"> > {line}" for line in text.split("\n")),
+    "coloured like dmesg": lambda text: text.replace("NVRM: ", "\x1b[33mNVRM: \x1b[0m\x1b[1m\x1b[31m"),
     "coloured": lambda text: "\n".join(f"\x1b[32m{line}\x1b[0m" for line in text.split("\n")),
     "CRLF": lambda text: text.replace("\n", "\r\n") + "\r",
     "fenced": lambda text: f"```\n{text}\n```",

@@ -32,7 +32,7 @@ _LINK = re.compile(r"Link (?P<link>\d{1,3}): (?P<rest>.{1,120})$")
 _LINK_COUNTER = re.compile(r"(?P<counter>[A-Z][\w /-]{2,40}?)(?: Errors?| Count)?: (?P<value>\d{1,20})(?: errors?)?$")
 _VERSIONS = re.compile(r"\| NVIDIA-SMI (?P<smi>[\d.]{5,16})\s.{0,40}?Driver Version: (?P<driver>[\d.]{5,16})")
 _ROW = re.compile(
-    rf"\|\s{{1,4}}(?P<index>\d{{1,3}})\s\s(?P<model>\S.{{1,40}}?)\s{{2,}}.{{0,30}}\|\s(?P<pci>{FULL_PCI})\s.{{0,12}}\|\s{{0,20}}(?P<ecc>\S{{1,12}})\s\|"
+    rf"\|\s{{1,4}}(?P<index>\d{{1,3}})\s\s(?P<model>\S.{{1,40}}?)\s{{2,}}.{{0,30}}\|\s{{1,8}}(?P<pci>{FULL_PCI})\s.{{0,12}}\|\s{{0,20}}(?P<ecc>\S{{1,12}})\s\|"
 )
 _ROW_STATE = re.compile(
     r"\|\s{0,4}(?P<fan>\S{1,4})\s{1,6}(?P<temperature>\S{1,4})\s{1,6}(?P<perf>\S{1,4})\s{1,24}(?P<power>\S{1,8}).{0,40}\|"
@@ -328,4 +328,4 @@ def read_lone_leaf(line: Line) -> Iterator[Reading]:
 
 
 LONE_LEAF = Grammar("nvidia_smi_leaf", ("slowdown", "remapping failure"), read_lone_leaf, PROGRAM_LINES)
-OPENING_WORDS = ("gpu 0000", "(uuid: gpu-", "nvsmi log", "nvidia-smi ")
+OPENING_WORDS = ("gpu 0000", "(uuid: gpu-", "nvsmi log", "nvidia-smi ", "  nvidia ", "  tesla ")

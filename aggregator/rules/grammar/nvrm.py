@@ -173,7 +173,7 @@ _MODULE_ERROR = re.compile(
     r"nvidia-modeset: ERROR:|nvidia-uvm: .{0,120}(?:fatal error|RC error|global fatal|error state)", re.I
 )
 _MODULE = re.compile(
-    r"nvidia(?:[_-]\w{1,16})?: (?:version magic|disagrees about version|Unknown symbol|module verification failed.*required|"
+    r"nvidia(?:[_-]\w{1,16})?: (?:version magic|disagrees about version|Unknown symbol|"
     r"loading out-of-tree module .*fail|Key was rejected)",
 )
 
