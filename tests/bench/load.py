@@ -130,6 +130,6 @@ async def steady(
             node.send([line(sent + index) for index in range(batch)])
             sent += batch
         await asyncio.sleep(0.005)
-    while any(node.acked < node.seq for node in nodes):  # noqa: ASYNC110 - thousands of nodes, one waiter
+    while any(node.acked < node.seq for node in nodes):
         await asyncio.sleep(0.01)
     return time.perf_counter() - started
