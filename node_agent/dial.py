@@ -34,6 +34,8 @@ _TLS_HINT = (
 _NOT_GRPC_HINT = (
     "what answers there does not speak this gRPC: check GCM_SENTINEL_AGGREGATOR_ADDRESS and GCM_SENTINEL_TLS_CA_FILE"
 )
+_REFUSED_HINT = "the stream was refused before it began; the next dial may tell why, else see the aggregator's log"
+_REFUSED_SIGN = "internal error from core"  # gRPC's words when the end came before the first message was out
 _TLS_SIGNS = ("ssl", "tls", "certificate", "verification check")
 _NOT_GRPC_SIGNS = (
     "http1.x",
@@ -89,6 +91,8 @@ def explain(error: grpc.aio.AioRpcError) -> str:
 
 def _hint(code: grpc.StatusCode, details: str) -> str:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+        if _REFUSED_SIGN in details:
+            return _REFUSED_HINT
         if any(sign in details for sign in _TLS_SIGNS):
             return _TLS_HINT
         if any(sign in details for sign in _NOT_GRPC_SIGNS):

@@ -86,6 +86,7 @@ class Stream:
         recorder: Recorder,
         collect_now: CollectNow,
         report: Report,
+        progress: asyncio.Event,
     ) -> None:
         self._call = call
         self._cursors = cursors
@@ -102,7 +103,7 @@ class Stream:
         self._probe_sent_at: float | None = None  # monotonic
         self._renewing = False
         self.offset: Offset | None = None
-        self.progress = asyncio.Event()
+        self._progress = progress
 
     @property
     def all_stored(self) -> bool:
@@ -204,7 +205,7 @@ class Stream:
             if cursor.log.spool_id == ack.spool_id:
                 cursor.acknowledge(ack.offset)
         self._work.set()
-        self.progress.set()
+        self._progress.set()
 
     def _begin_answer(self, request: pb.CollectRequest, group: asyncio.TaskGroup) -> None:
         if len(self._collecting) >= CONCURRENT_ANSWERS:

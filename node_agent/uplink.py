@@ -61,6 +61,8 @@ class Uplink:
         self._report = report
         self._pace = pace or Pace()
         self._stream: Stream | None = None
+        self._dialling = False
+        self._progress = asyncio.Event()
         self._last_problem = ""
         self._said_at = 0.0
         self.dials = 0
@@ -90,14 +92,15 @@ class Uplink:
             await asyncio.sleep(random.uniform(0, min(self._pace.longest_redial, 2.0 ** min(failures, 16) / 2)))  # noqa: S311
 
     async def drain(self) -> None:
-        """Return when the server has stored everything, or when no stream is open that could carry it."""
-        while (stream := self._stream) is not None and not stream.all_stored:
-            stream.progress.clear()
-            await stream.progress.wait()
+        """Return when the server has stored everything, or when no stream is open, or being opened, that could carry it."""
+        while self._dialling or (self._stream is not None and not self._stream.all_stored):
+            self._progress.clear()
+            await self._progress.wait()
 
     async def _deliver(self) -> str | None:
         """One stream from dial to end. None: dial again at once. Else what went wrong, in one line."""
         self.dials += 1
+        self._dialling = True
         try:
             async with self._endpoint.channel() as channel:
                 return await self._deliver_over(channel)
@@ -105,6 +108,9 @@ class Uplink:
             return explain(error)
         except DialError as error:
             return str(error)
+        finally:
+            self._dialling = False
+            self._progress.set()
 
     async def _deliver_over(self, channel: grpc.aio.Channel) -> str | None:
         call: Call = AgentServiceStub(channel).Connect(metadata=self._endpoint.metadata())
@@ -122,17 +128,18 @@ class Uplink:
             recorder=self._recorder,
             collect_now=self._collect_now,
             report=self._report,
+            progress=self._progress,
         )
         return await self._carry(stream)
 
     async def _carry(self, stream: Stream) -> str | None:
         self._stream = stream
+        self._dialling = False
         try:
             renewed = await stream.carry(self._pace.renew * random.uniform(0.9, 1.1))  # noqa: S311
         finally:
             self._last_offset = self.offset
             self._stream = None
-            stream.progress.set()
         return None if renewed else "the aggregator closed the stream"
 
     async def _greet(self, call: Call) -> pb.ServerHello:
