@@ -37,6 +37,7 @@ PROHIBITIONS: Mapping[Resolution, str] = {
     Resolution.RMA: "Do not replace the GPU on this evidence.",
     Resolution.RESTART_APP: "Do not restart the application on this GPU before it is repaired.",
 }
+CHANNELS: Mapping[str, str] = {"kmsg": "the kernel log", "nvml": "NVML", "dcgm": "DCGM", "log": "the log"}
 
 
 def step(resolution: Resolution) -> str:
@@ -67,9 +68,9 @@ def summary(finding: Finding, burst: Burst) -> str:
     """One paragraph: what happened, what followed, what the rule adds, what proves nothing."""
     lead = finding.cause[0]
     sentences = [finding.root_cause or root_cause(finding)]
-    reports = sum(reading.signal.count for reading in finding.cause)
-    if reports > 1:
-        sentences.append(f"It was reported {reports} times{_witnesses(finding.cause)}.")
+    reported = _reported(finding.cause)
+    if reported:
+        sentences.append(f"It was {reported}.")
     if finding.consequences:
         sentences.append(f"What followed, or came with it: {counted(finding.consequences)}.")
     if finding.explanation:
@@ -116,8 +117,8 @@ def counted(readings: Iterable[Reading]) -> str:
     """Names with counts: "XID 45 (6 times), hung task"."""
     counts: Counter[str] = Counter()
     for reading in readings:
-        counts[spoken(reading.signal)] += reading.signal.count
-    return listed([name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()])
+        counts[spoken(reading.signal)] += _times(reading.signal)
+    return listed([name if count <= 1 else f"{name} ({count} times)" for name, count in counts.items()])
 
 
 def listed(items: list[str], most: int = 4) -> str:
@@ -133,6 +134,22 @@ def _uncapitalised(sentence: str) -> str:
     return sentence if first[1:] != first[1:].lower() else sentence[:1].lower() + sentence[1:]
 
 
-def _witnesses(readings: Iterable[Reading]) -> str:
-    sources = sorted({reading.signal.source for reading in readings if reading.signal.source})
-    return f", by {listed(sources)}" if len(sources) > 1 else ""
+def _times(signal: Signal) -> int:
+    """How often it happened: another channel's report of the same event is no repeat of it."""
+    return 0 if "witness_of" in signal.attributes else signal.count
+
+
+def _reported(readings: Iterable[Reading]) -> str:
+    """How often, and by which channels: "reported 3 times, seen by the kernel log and NVML". Nothing of a single plain report."""
+    signals = [reading.signal for reading in readings]
+    times = sum(_times(signal) for signal in signals)
+    channels = sorted({name for signal in signals for name in _channels(signal)})
+    seen = listed([CHANNELS.get(name, name) for name in channels]) if channels else ""
+    if len(channels) == 1:  # worth saying only where another channel could have seen it too
+        seen = f"{seen} only" if any("witnesses" in signal.attributes for signal in signals) else ""
+    parts = (f"reported {times} times" if times > 1 else "", f"seen by {seen}" if seen else "")
+    return ", ".join(part for part in parts if part)
+
+
+def _channels(signal: Signal) -> list[str]:
+    return [name for name in str(signal.attributes.get("witnesses") or signal.source).split(",") if name]

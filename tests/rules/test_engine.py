@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -85,6 +86,24 @@ def test_two_witnesses_of_one_fault_are_both_cited() -> None:
     signals = [*signals_of(xid(94, "Contained: SM (0x1). RST: No, D-RST: No")), *rules.read(nvml)]
     verdict = rules.judge(signals)
     assert set(verdict.citations) == {signal.id for signal in signals}
+
+
+@pytest.mark.parametrize(
+    ("witnesses", "count", "told"),
+    [
+        ("kmsg,nvml", 1, "It was seen by the kernel log and NVML."),
+        ("kmsg,nvml", 3, "It was reported 3 times, seen by the kernel log and NVML."),
+        ("kmsg", 1, "It was seen by the kernel log only."),
+    ],
+)
+def test_a_second_witness_is_no_repeat(witnesses: str, count: int, told: str) -> None:
+    """As the correlator marks them: `witnesses` says who saw it, `witness_of` whose report another one confirms."""
+    (first,) = signals_of(xid(94, "Contained: SM (0x1). RST: No, D-RST: No"))
+    first = replace(first, count=count, attributes={**first.attributes, "witnesses": witnesses})
+    second = replace(first, id="second", source="nvml", attributes={**first.attributes, "witness_of": first.id})
+    verdict = rules.judge([first, second] if "," in witnesses else [first])
+    assert told in verdict.summary
+    assert "2 times" not in verdict.summary
 
 
 def test_a_line_that_contradicts_its_code_lowers_the_confidence() -> None:
