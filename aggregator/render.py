@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from aggregator.model import Assessment, Incident, IncidentState, Severity, Signal
+from aggregator.model import Assessment, Incident, IncidentState, Severity, Signal, Verdict
 
 MIN_WIDTH = 40
 MAX_TIMELINE = 40  # entries; the first and the last are shown
@@ -70,13 +70,18 @@ def describe(incident: Incident, assessment: Assessment | None) -> Description:
         headline=f"{verdict.severity.value if verdict else 'not judged yet'}: {subject(incident)}",
         standing=tuple(_standing(incident, assessment)),
         cause=visible(verdict.root_cause) if verdict else "",
-        summary=visible(verdict.summary) if verdict else "Its facts are below; the verdict follows.",
+        summary=_beyond_cause(verdict) if verdict else "Its facts are below; the verdict follows.",
         facts=tuple(_facts(assessment)),
         timeline=timeline,
         left_out=left_out,
         sections=tuple(section for section in _sections(assessment) if section.items),
         rules=_rules(assessment),
     )
+
+
+def _beyond_cause(verdict: Verdict) -> str:
+    """The summary without the root cause it may begin with: that stands above it."""
+    return visible(verdict.summary.removeprefix(verdict.root_cause).strip())
 
 
 def render_text(incident: Incident, assessment: Assessment | None, *, width: int = 100, colour: bool = False) -> str:
