@@ -60,27 +60,34 @@ async def serve(settings: Settings) -> None:
     metrics = Metrics(registry, settings.cluster_name)
     with _naming("TOKENS_FILE", IdentityUnusable):
         authenticator = _authenticator(settings)
+    with _naming("RULES_OVERLAY", rules.CatalogError, OSError):
+        catalog = rules.load(settings.rules_overlay.read_bytes() if settings.rules_overlay else None)
     with _naming("DATABASE_URL" if settings.database_url else "STATE_DIR", StoreUnusable):
         store = Store(settings.database, read_record)
     try:
-        await _serve(settings, store, metrics, registry, authenticator)
+        await _serve(settings, store, metrics, registry, authenticator, catalog)
     finally:
         await store.close()
         log.info("stopped")
 
 
 async def _serve(
-    settings: Settings, store: Store, metrics: Metrics, registry: CollectorRegistry, authenticator: Authenticator
+    settings: Settings,
+    store: Store,
+    metrics: Metrics,
+    registry: CollectorRegistry,
+    authenticator: Authenticator,
+    catalog: rules.Catalog,
 ) -> None:
     sessions = Sessions(Limits().max_streams)
-    pipeline = Pipeline(store, [metrics, AssessmentLog()], metrics, Windows())
+    pipeline = Pipeline(store, [metrics, AssessmentLog()], metrics, Windows(), rules.Context(catalog=catalog))
     presence = Presence(pipeline, sessions, metrics, silent_seconds=settings.agent_silent_seconds)
     server = Server(pipeline, sessions, presence, authenticator, limits=Limits(), cluster=settings.cluster_name)
     pages = _http("HTTP_ADDRESS", settings.http_address, create_app(store, authenticator), settings)
     measured = _http("METRICS_ADDRESS", settings.metrics_address, probes(registry, lambda: store.refusal))
     with _naming("GRPC_ADDRESS", AddressInUse):
         port = await server.start(str(settings.grpc_address), _tls(settings))
-    _log_banner(settings, port, measured.port, pages.port)
+    _log_banner(settings, catalog, port, measured.port, pages.port)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -122,21 +129,21 @@ def _tls(settings: Settings) -> TlsFiles | None:
 
 
 @contextmanager
-def _naming(variable: str, kind: type[Exception]) -> Iterator[None]:
+def _naming(variable: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn a part's refusal to start into one that names the variable to change."""
     try:
         yield
-    except kind as error:
+    except kinds as error:
         raise StartRefused(f"{PREFIX}{variable}: {error}") from error
 
 
-def _log_banner(settings: Settings, grpc_port: int, metrics_port: int, http_port: int) -> None:
+def _log_banner(settings: Settings, catalog: rules.Catalog, grpc_port: int, metrics_port: int, http_port: int) -> None:
     """What an operator wants to know of a running aggregator, once, without a secret."""
     log.info(
         "serving",
         product="gcm-sentinel",
         version=version("gcm-sentinel"),
-        rules_version=rules.VERSION,
+        rules_version=rules.rules_version(catalog),
         action_mode=settings.action_mode,
         cluster=settings.cluster_name,
         database=str(settings.database),

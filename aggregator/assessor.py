@@ -23,6 +23,7 @@ from aggregator.model import (
     Signal,
     Verdict,
 )
+from aggregator.rules.context import EMPTY
 
 Judge = Callable[[Sequence[Signal], rules.Context], Verdict]
 
@@ -33,10 +34,21 @@ _NUMBER = re.compile(r"\d+")
 
 
 def assess(
-    incident: Incident, previous: Assessment | None, now_us: int, *, judge: Judge = rules.judge
+    incident: Incident,
+    previous: Assessment | None,
+    now_us: int,
+    *,
+    context: rules.Context = EMPTY,
+    judge: Judge = rules.judge,
 ) -> Assessment | None:
-    """The next revision; None when a reader of `previous` would notice no difference."""
-    verdict, degraded_reason = _judged(incident, judge)
+    """The next revision; None when a reader of `previous` would notice no difference.
+
+    `context` is what is known beside the signals; the incident's planned state is added to it here. On the live path it holds
+    the catalog alone: GPU model and driver version, the number of the node's GPUs (both in its snapshot) and the codes of this
+    GPU's earlier incidents are known to the store, and whoever reads those beside an incident hands them in here.
+    """
+    context = replace(context, planned_state=incident.held_because)
+    verdict, degraded_reason = _judged(incident, context, judge)
     if incident.subject.kind == "fleet" and incident.signals:
         verdict = _of_fleet(incident, verdict)
     if incident.state is IncidentState.RESOLVED:
@@ -55,15 +67,15 @@ def assess(
     )
 
 
-def _judged(incident: Incident, judge: Judge) -> tuple[Verdict, str]:
+def _judged(incident: Incident, context: rules.Context, judge: Judge) -> tuple[Verdict, str]:
     """The rules' verdict, and why it is less than that."""
     try:
-        return judge(incident.signals, rules.Context(planned_state=incident.held_because)), ""
+        return judge(incident.signals, context), ""
     except Exception as error:  # noqa: BLE001 - the floor under every verdict must hold: one odd incident silences no other
-        return _without_rules(incident), f"rules_failed: {type(error).__name__}"
+        return _without_rules(incident, context), f"rules_failed: {type(error).__name__}"
 
 
-def _without_rules(incident: Incident) -> Verdict:
+def _without_rules(incident: Incident, context: rules.Context) -> Verdict:
     """What can be said when the rule engine failed: that something happened, and that a person must look."""
     names = list(dict.fromkeys(signal.name for signal in incident.signals))
     return Verdict(
@@ -76,7 +88,7 @@ def _without_rules(incident: Incident) -> Verdict:
         confidence=0.0,
         citations=tuple(signal.id for signal in incident.signals[:1]),
         rule_ids=(),
-        rules_version=rules.VERSION,
+        rules_version=rules.rules_version(context.catalog),
     )
 
 

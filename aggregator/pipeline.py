@@ -24,6 +24,7 @@ from aggregator import assessor, correlator, rules, wire
 from aggregator.model import Assessment, Evidence, Gpu, Signal
 from aggregator.outputs import Output
 from aggregator.outputs.metrics import Metrics
+from aggregator.rules.context import EMPTY
 from aggregator.store import Store, queries, verdicts
 from aggregator.store.arrivals import (
     FOREIGN_NODE,
@@ -122,8 +123,17 @@ class _Concluded:
 class Pipeline:
     """Both halves of the flow, around one store."""
 
-    def __init__(self, store: Store, outputs: Sequence[Output], metrics: Metrics, windows: correlator.Windows) -> None:
+    def __init__(
+        self,
+        store: Store,
+        outputs: Sequence[Output],
+        metrics: Metrics,
+        windows: correlator.Windows,
+        context: rules.Context = EMPTY,
+    ) -> None:
         self.store = store
+        self._context = context  # what holds for every judgement here: the catalog
+        self._rules = correlator.rules_of(context.catalog)
         self.on_snapshots: Callable[[Iterable[NodeState]], None] = lambda _: None
         self.last_stored_id = 0
         self._inventories: dict[str, tuple[Gpu, ...]] = {}  # nodes whose GPU names the correlator has yet to learn
@@ -168,7 +178,7 @@ class Pipeline:
         judgements = []
         for change in step.changes:
             began = time.perf_counter()
-            assessment = _assess(change, present.get(change.incident.id), now_us)
+            assessment = _assess(change, present.get(change.incident.id), now_us, self._context)
             self._metrics.assessed(time.perf_counter() - began)
             if assessment is not None:
                 present[change.incident.id] = assessment
@@ -179,7 +189,7 @@ class Pipeline:
     def _step(self, state: correlator.State, signals: Sequence[Signal], now_us: int) -> correlator.Step:
         """correlator.step; where it fails, in halves, until the signal that it fails on is alone and left out."""
         try:
-            return correlator.step(state, signals, now_us, self._windows)
+            return correlator.step(state, signals, now_us, self._windows, self._rules)
         except Exception:
             if len(signals) <= 1:
                 log.exception("not_correlated", signals=[signal.id for signal in signals])
@@ -210,7 +220,7 @@ class Pipeline:
 
     async def _restore(self) -> None:
         """Take up where the last run stopped."""
-        self._state, self._cursor = await self.store.read(_restored)
+        self._state, self._cursor = await self.store.read(partial(_restored, rule_book=self._rules))
         self._saved_cursor = self._cursor
         for incident, assessment in await self.store.read(partial(queries.list_incidents, limit=MAX_SHOWN)):
             self._metrics.show(incident, assessment)
@@ -253,23 +263,25 @@ def _signals_of(row: StoredRow) -> tuple[Signal, ...]:
         return ()
 
 
-def _restored(connection: Connection) -> tuple[correlator.State, int]:
+def _restored(connection: Connection, rule_book: correlator.RuleBook) -> tuple[correlator.State, int]:
     """The correlator's state behind what is stored, and its cursor. Runs on a reader's thread."""
     now_us = _now_us()
     cursor, incidents = verdicts.restore(connection, now_us - PRESENT_US)
     rows = queries.recent_signals(connection, now_us - CONTEXT_US, cursor, MAX_CONTEXT_ROWS)
-    recent = [signal for row in rows for signal in _signals_of(row) if not rules.is_fault(signal)]
-    state = correlator.restore(incidents, recent)
+    recent = [signal for row in rows for signal in _signals_of(row) if not rule_book.is_fault(signal)]
+    state = correlator.restore(incidents, recent, rule_book)
     for payload in queries.all_snapshots(connection):
         node = wire.decode_snapshot(payload)
         state = correlator.identify(state, node.node, node.gpus)
     return state, cursor
 
 
-def _assess(change: correlator.Change, present: Assessment | None, now_us: int) -> Assessment | None:
+def _assess(
+    change: correlator.Change, present: Assessment | None, now_us: int, context: rules.Context
+) -> Assessment | None:
     """judge: None where the verdict stays as it was. A rule that fails on one incident fails for that one alone."""
     try:
-        return assessor.assess(change.incident, present, now_us)
+        return assessor.assess(change.incident, present, now_us, context=context)
     except Exception:
         log.exception("not_assessed", incident=change.incident.id)
         return None

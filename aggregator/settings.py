@@ -175,6 +175,7 @@ class Settings(_Environment):
     max_tool_rounds: int = Field(12, ge=1, le=100)
     max_tool_output: int = Field(8000, ge=0, le=1_000_000)  # characters; 0 is the built-in bound
     system_prompt_path: FilePath | None = None
+    rules_overlay: FilePath | None = None
     webhook_url: SecretUrl = SecretStr("")
     webhooks_file: FilePath | None = None
 

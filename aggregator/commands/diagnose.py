@@ -15,17 +15,15 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from aggregator import assessor, correlator, rules
+from aggregator.commands import site_rules
 from aggregator.commands.log_input import LogInput, Unreadable
 from aggregator.model import SEVERITY_ORDER, Assessment, Incident, Severity, Signal, Verdict
 from aggregator.render import render_text
 from aggregator.rules import LogReader
-from aggregator.rules.catalog import Catalog, CatalogError, load
 
-OVERLAY_VARIABLE = "GCM_SENTINEL_RULES_OVERLAY"
 _PROGRESS_SECONDS = 0.2
 _MAX_WIDTH = 120  # columns: longer lines of prose are hard to read
 
@@ -63,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Diagnose the named inputs; return the exit code."""
     try:
-        catalog = _catalog()
-    except (CatalogError, OSError) as error:
-        _notice(f"{OVERLAY_VARIABLE}: {error}")
+        catalog = site_rules.catalog(os.environ)
+    except site_rules.SiteRulesError as error:
+        _notice(str(error))
         return 2
     paths = list(dict.fromkeys(args.files)) or ["-"]
     readers, unreadable = _read_all(paths)
@@ -88,7 +86,9 @@ def diagnose(readers: Sequence[LogReader], context: rules.Context) -> Diagnosis:
     signals = tuple(signal for reader in readers for signal in reader.signals())
     timed = _timed(signals)
     now_us = max((signal.at_us or 0 for signal in timed), default=0)
-    step = correlator.step(correlator.State(), timed, now_us, correlator.Windows())
+    step = correlator.step(
+        correlator.State(), timed, now_us, correlator.Windows(), correlator.rules_of(context.catalog)
+    )
     incidents = {change.incident.id: change.incident for change in step.changes}
     judged = ((incident, _assessed(incident, context)) for incident in incidents.values() if not _merged(incident))
     findings = sorted(judged, key=lambda finding: (-SEVERITY_ORDER[finding[1].verdict.severity], finding[0].opened_us))
@@ -101,10 +101,7 @@ def diagnose(readers: Sequence[LogReader], context: rules.Context) -> Diagnosis:
 
 
 def _assessed(incident: Incident, context: rules.Context) -> Assessment:
-    def judge(signals: Sequence[Signal], known: rules.Context) -> Verdict:
-        return rules.judge(signals, replace(context, planned_state=known.planned_state))
-
-    assessment = assessor.assess(incident, None, incident.updated_us, judge=judge)
+    assessment = assessor.assess(incident, None, incident.updated_us, context=context)
     assert assessment is not None  # without an earlier one there is always a new one
     return assessment
 
@@ -112,11 +109,6 @@ def _assessed(incident: Incident, context: rules.Context) -> Assessment:
 def _merged(incident: Incident) -> bool:
     """What turned out to be part of another incident is told there."""
     return incident.resolved_because.startswith("merged into ")
-
-
-def _catalog() -> Catalog:
-    path = os.environ.get(OVERLAY_VARIABLE)
-    return load(Path(path).read_bytes()) if path else load()
 
 
 def _read_all(paths: Sequence[str]) -> tuple[list[LogReader], bool]:

@@ -17,17 +17,17 @@ from collections.abc import Iterable, Sequence
 
 from aggregator.correlator import fleet, work
 from aggregator.correlator.state import RuleBook, Windows, rebuild
-from aggregator.correlator.work import Change, State, Step, Work
+from aggregator.correlator.work import Change, State, Step, Work, rules_of
 from aggregator.model import Gpu, Incident, Signal
 
-__all__ = ["Change", "RuleBook", "State", "Step", "Windows", "identify", "restore", "step"]
+__all__ = ["Change", "RuleBook", "State", "Step", "Windows", "identify", "restore", "rules_of", "step"]
 
 
 def step(
     state: State, signals: Sequence[Signal], now_us: int, windows: Windows, rule_book: RuleBook | None = None
 ) -> Step:
     """Take signals in and let time pass until now_us. `rule_book` is the packaged rules unless given."""
-    working = Work(state, now_us, windows, rule_book or work.packaged_rules())
+    working = Work(state, now_us, windows, rule_book or work.rules_of())
     for signal in signals:
         working.take(signal)
     return working.finish()
@@ -36,7 +36,7 @@ def step(
 def restore(incidents: Iterable[Incident], recent: Sequence[Signal] = (), rule_book: RuleBook | None = None) -> State:
     """The state behind stored incidents: those open, and those updated within `Windows.reopen`. `recent` are late context signals
     of the nodes, in their order, where there are any: what a later fault may need to be understood."""
-    working = Work(State(), 0, Windows(), rule_book or work.packaged_rules())
+    working = Work(State(), 0, Windows(), rule_book or work.rules_of())
     known = sorted(incidents, key=lambda incident: (incident.opened_us, incident.id))
     for incident in (incident for incident in known if incident.subject.kind == "fleet"):
         working.restore_fleet(rebuild(incident, working.rules.is_fault, fleet.fleet_key), incident)
@@ -50,7 +50,7 @@ def restore(incidents: Iterable[Incident], recent: Sequence[Signal] = (), rule_b
 
 def identify(state: State, node: str, gpus: Iterable[Gpu]) -> State:
     """Learn a node's GPU names from its inventory, so that a PCI address and a UUID are known to mean one GPU."""
-    working = Work(state, 0, Windows(), work.packaged_rules())
+    working = Work(state, 0, Windows(), work.rules_of())
     for gpu in gpus:
         working.learn(working.node(node), node, gpu.pci, gpu.uuid)
     return working.freeze(wake_us=state.wake_us)

@@ -26,6 +26,7 @@ from aggregator.correlator.state import (
 )
 from aggregator.correlator.witness import testify
 from aggregator.model import Incident, IncidentState, Severity, Signal
+from aggregator.rules import Catalog, Context, load
 
 MERGED = "merged into "
 
@@ -57,12 +58,13 @@ class Step:
     next_wake_us: int | None
 
 
-def packaged_rules() -> RuleBook:
-    """The rule engine's answers."""
+def rules_of(catalog: Catalog | None = None) -> RuleBook:
+    """The rule engine's answers, by the packaged catalog unless one is given."""
+    context = Context(catalog=catalog or load())
     return RuleBook(
-        is_fault=packaged.is_fault,
+        is_fault=lambda signal: packaged.is_fault(signal, context.catalog),
         explains=packaged.explains,
-        needs_repair=lambda signals: packaged.judge(signals).severity is Severity.CRITICAL,
+        needs_repair=lambda signals: packaged.judge(signals, context).severity is Severity.CRITICAL,
     )
 
 

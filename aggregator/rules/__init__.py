@@ -1,6 +1,6 @@
 """The rule engine: reads what lines mean, judges sets of signals. Pure: no I/O beyond its own packaged data."""
 
-from aggregator.rules.catalog import load
+from aggregator.rules.catalog import Catalog, CatalogError, load
 from aggregator.rules.context import Context
 from aggregator.rules.engine import judge, rules_version
 from aggregator.rules.log import LogReader, read_log
@@ -9,4 +9,17 @@ from aggregator.rules.relations import explains, is_fault
 
 VERSION = rules_version(load())
 
-__all__ = ["VERSION", "Context", "LogReader", "explains", "is_fault", "judge", "read", "read_log"]
+__all__ = [
+    "VERSION",
+    "Catalog",
+    "CatalogError",
+    "Context",
+    "LogReader",
+    "explains",
+    "is_fault",
+    "judge",
+    "load",
+    "read",
+    "read_log",
+    "rules_version",
+]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from aggregator.model import Phase, Severity, Signal, Trust
 from aggregator.rules.burst import read
-from aggregator.rules.catalog import load
+from aggregator.rules.catalog import Catalog, load
 
 LINK_XIDS = frozenset((74, 136, 137, 144, 145, 146, 147, 148, 149, 150, 155))
 FIRMWARE_XIDS = frozenset((62, 109, 119, 120, 143))
@@ -64,11 +64,14 @@ DRIVER_TRACES = frozenset(
 )
 
 
-def is_fault(signal: Signal) -> bool:
-    """Whether a signal may open an incident: it says that something is wrong, now, and hardware or kernel said it."""
+def is_fault(signal: Signal, catalog: Catalog | None = None) -> bool:
+    """Whether a signal may open an incident: it says that something is wrong, now, and hardware or kernel said it.
+
+    By the packaged catalog unless one is given.
+    """
     if signal.phase is Phase.ENDED or signal.trust is Trust.TENANT:
         return False
-    return read(signal, load()).entry.severity is not Severity.OK
+    return read(signal, catalog or load()).entry.severity is not Severity.OK
 
 
 def explains(cause: Signal, effect: Signal) -> bool:

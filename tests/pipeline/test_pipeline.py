@@ -12,11 +12,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import func, select
 
+from aggregator import rules
 from aggregator.correlator import Windows
 from aggregator.model import Assessment, Incident
 from aggregator.outputs import Output
 from aggregator.outputs.metrics import Metrics
 from aggregator.pipeline import Pipeline, read_record
+from aggregator.rules.context import EMPTY
 from aggregator.store import Store, queries, verdicts
 from aggregator.store.arrivals import Delivery, Record
 from aggregator.store.schema import outbox
@@ -49,11 +51,11 @@ class Broken:
 class Host:
     """A pipeline with its store, without a server."""
 
-    def __init__(self, database: Path, outputs: list[Output]) -> None:
+    def __init__(self, database: Path, outputs: list[Output], context: rules.Context = EMPTY) -> None:
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry, "test")
         self.store = Store(database, read_record)
-        self.pipeline = Pipeline(self.store, [metrics, *outputs], metrics, Windows())
+        self.pipeline = Pipeline(self.store, [metrics, *outputs], metrics, Windows(), context)
 
     async def deliver(self, first: int, *texts: str, node: str = "gpu-1", replayed: bool = False) -> None:
         """Kernel lines, numbered from `first`, stored and confirmed."""
@@ -81,8 +83,8 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def running(database: Path, *outputs: Output) -> AsyncIterator[Host]:
-    host = Host(database, list(outputs))
+async def running(database: Path, *outputs: Output, context: rules.Context = EMPTY) -> AsyncIterator[Host]:
+    host = Host(database, list(outputs), context)
     task = asyncio.create_task(host.pipeline.run())
     try:
         yield host
@@ -110,6 +112,22 @@ async def test_a_fault_is_published_with_its_citation(database: Path) -> None:
         active = {"node": "gpu-1", "gpu": "0000:3a:00.0", "kind": "xid", "severity": "critical"}
         samples = [s for m in host.registry.collect() for s in m.samples if s.name == "sentinel_assessment_active"]
         assert active.items() <= samples[0].labels.items()
+
+
+async def test_a_site_s_rules_decide_what_is_a_fault_and_how_it_is_judged(database: Path) -> None:
+    catalog = rules.load(b"[xid.31]\nseverity = 'ok'\n[xid.45]\nrecurrence_advice = 'Ask the site.'\n")
+    async with running(database, context=rules.Context(catalog=catalog)) as host:
+        await host.deliver(
+            1,
+            "NVRM: Xid (PCI:0000:3a:00): 31, pid=1, name=a, MMU Fault",
+            "NVRM: Xid (PCI:0000:4a:00): 45, pid=1, name=a, Ch 00000010",
+        )
+        await host.settled()
+        ((incident, assessment),) = await host.incidents()
+        assert assessment is not None
+        assert incident.subject.pci == "0000:4a:00.0"
+        assert assessment.verdict.recurrence_advice == "Ask the site."
+        assert assessment.verdict.rules_version == rules.rules_version(catalog) != rules.VERSION
 
 
 async def test_an_output_that_fails_fails_alone(database: Path) -> None:

@@ -135,6 +135,17 @@ def test_a_port_in_use_names_the_variable(variable: str, tmp_path: Path) -> None
     assert "Traceback" not in refused.stderr
 
 
+def test_a_rules_overlay_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.toml"
+    overlay.write_text("[xid.13]\nseverity = 'dreadful'\n")
+    refused = serve(tmp_path, RULES_OVERLAY=str(overlay))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("GCM_SENTINEL_RULES_OVERLAY: ")
+    assert "dreadful" in refused.stderr
+    missing = serve(tmp_path, RULES_OVERLAY=str(tmp_path / "missing"))
+    assert (missing.returncode, "GCM_SENTINEL_RULES_OVERLAY" in missing.stderr) == (2, True)
+
+
 def test_a_wrong_variable_names_itself(tmp_path: Path) -> None:
     refused = serve(tmp_path, RETENTION_DAYS="0", LOG_LEVEL="LOUD")
     assert refused.returncode == 2
