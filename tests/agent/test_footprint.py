@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -26,7 +27,12 @@ HEAVY = ("ssl", "_hashlib", "http.client", "http.server", "urllib.request", "ema
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    bare = {
+        name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")
+    }  # coverage imports too
+    return subprocess.run(
+        [sys.executable, "-c", code], env=bare, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_nothing_under_node_agent_imports_what_the_aggregator_needs() -> None:
