@@ -105,6 +105,13 @@ class Child:
                 line = line[self._pipe.write(line) :]
 
 
+def _end_with_the_thread(failure: threading.ExceptHookArgs) -> None:
+    """A child that lost a thread would look like one that hangs, or like one without events: it crashes instead, and is replaced."""
+    threading.__excepthook__(failure)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def main(arguments: list[str]) -> None:
     """Serve the driver that the arguments name; never returns, lest a hanging thread keep the interpreter from leaving."""
     signal.signal(
@@ -119,6 +126,7 @@ def main(arguments: list[str]) -> None:
         from node_agent.nvml.driver import NvmlDriver  # nvidia-ml-py costs 6 MB
 
         driver = NvmlDriver()
+    threading.excepthook = _end_with_the_thread
     try:
         Child(driver).serve()
     except BrokenPipeError:  # the agent is gone

@@ -56,25 +56,35 @@ class SimulatedDriver:
         """New events as they appear in the file, until `stop` is set."""
         seen = None
         while not stop.wait(_WATCH_SECONDS):
-            status = self._path.stat()
-            if (version := (status.st_mtime_ns, status.st_ino)) == seen:
+            try:
+                status = self._path.stat()
+                if (version := (status.st_mtime_ns, status.st_ino)) == seen:
+                    continue
+                state = self._load()
+            except (OSError, DriverError):  # the next reading says so
                 continue
             seen = version
-            for event in json.loads(self._path.read_text()).get("events", ()):
+            for event in state.get("events", ()):
                 if event["number"] > self._last_event:
                     self._last_event = event["number"]
                     yield {"event": _event(event)}
 
     def _state(self, asked: str) -> dict[str, Any]:
         self.calling = (f"simulated {asked}", "", time.monotonic())
-        try:
-            state: dict[str, Any] = json.loads(self._path.read_text())
-        except (OSError, ValueError) as error:
-            raise DriverError(UNKNOWN, f"{self._path}: {error}") from error
+        state = self._load()
         while state.get("driver") == "hang":
             time.sleep(3600)
         if state.get("driver") in _REFUSALS:
             raise DriverError(*_REFUSALS[state["driver"]])
+        return state
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            state = json.loads(self._path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise DriverError(UNKNOWN, f"{self._path}: {error}") from error
+        if not isinstance(state, dict) or not isinstance(state.get("gpus"), list):
+            raise DriverError(UNKNOWN, f"{self._path}: not an object with a list of gpus")
         return state
 
 

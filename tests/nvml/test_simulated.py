@@ -161,12 +161,31 @@ async def test_a_gpu_that_leaves_the_file_is_missed(twin: SimulatedTwin, tmp_pat
         await watched.until("gpu_count_low", Phase.ENDED)
 
 
-async def test_a_broken_file_is_a_driver_that_cannot_be_used(twin: SimulatedTwin, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "null", "[]", "{}", "[" * 100_000, None])
+async def test_a_broken_file_is_a_driver_that_cannot_be_used(
+    twin: SimulatedTwin, tmp_path: Path, text: str | None
+) -> None:
     async with watch(tmp_path / "state", simulated=twin.path) as watched:
         await watched.until_read()
         good = dict(twin.state)
-        twin.path.write_text("{")
+        twin.path.unlink() if text is None else twin.path.write_text(text)
         assert str(twin.path) in (await watched.until("nvml_unavailable")).detail
         twin.state = good
         twin.write()
         await watched.until("nvml_unavailable", Phase.ENDED)
+
+
+@pytest.mark.parametrize("change", [{"gpus": [7]}, {"events": [7]}], ids=["read", "watched"])
+async def test_a_child_that_loses_a_thread_crashes_and_is_replaced(
+    twin: SimulatedTwin, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """What nobody foresaw must not look like a hanging driver, nor like one without events."""
+    async with watch(tmp_path / "state", simulated=twin.path) as watched:
+        await watched.until_read()
+        good = dict(twin.state)
+        twin.state.update(change)
+        twin.write()
+        await watched.until("nvml_child_crashed")
+        twin.state = good
+        twin.write()
+        await watched.until("nvml_child_crashed", Phase.ENDED)
