@@ -15,6 +15,7 @@ from typing import Any
 
 from node_agent.evidence import KernelRecord, Storm
 
+CURSOR = "kmsg"  # how the spool calls the place that reading has come to
 LINES_PER_MINUTE = 200  # exact-distinct lines of one minute of kernel time that are sent; the rest is counted
 USEC_PER_MINUTE = 60_000_000
 

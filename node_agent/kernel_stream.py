@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
-from node_agent.collectors import CollectorAbsent
+from node_agent.absence import CollectorAbsent
 
 READ_BYTES = 8192  # no record of the kernel is longer; with a smaller buffer reading one fails with EINVAL
 LONGEST_RECORD_BYTES = 64 * 1024  # of a FIFO or file, which nothing bounds

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from node_agent.absence import CollectorAbsent
 from node_agent.evidence import Report
 
-
-class CollectorAbsent(Exception):
-    """What a collector would read does not exist on this node. Expected: reported, looked for again later, never an error."""
+__all__ = ["Collector", "CollectorAbsent"]
 
 
 class Collector(Protocol):

@@ -13,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from node_agent.evidence import Fact, Gap, KernelRecord, Report, Storm, TimeBasis, Workload
-from node_agent.kernel_log import LINES_PER_MINUTE, USEC_PER_MINUTE, KernelCursor, keep, parse, pid_of
+from node_agent.kernel_log import CURSOR, LINES_PER_MINUTE, USEC_PER_MINUTE, KernelCursor, keep, parse, pid_of
 from node_agent.kernel_stream import KernelStream, open_stream
 from node_agent.spool import Spool
 
-CURSOR = "kmsg"
 RECORDS_AT_ONCE = 256
 STORM_SECONDS = 60.0
 EMPTY_WAKE_SECONDS = 0.05
