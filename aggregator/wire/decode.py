@@ -141,17 +141,16 @@ def _name(text: str, what: str) -> str:
 
 def _occurred(message: pb.Evidence, stored_us: int) -> tuple[int, bool]:
     """When it happened, and whether the message says so; the time of collecting or storing stands in where it does not."""
-    for name in ("occurred_at", "collected_at"):
-        if message.HasField(name):
-            stamp = getattr(message, name)
-            return _microseconds(stamp.seconds, stamp.nanos), name == "occurred_at"
-    return stored_us, False
+    present = [name for name in ("occurred_at", "collected_at") if message.HasField(name)]
+    times = [_microseconds(stamp.seconds, stamp.nanos) for stamp in (getattr(message, name) for name in present)]
+    return (times[0], present[0] == "occurred_at") if times else (stored_us, False)
 
 
 def _microseconds(seconds: int, nanos: int) -> int:
     time_us = seconds * 1_000_000 + nanos // 1000
-    if not 0 <= time_us < MAX_TIME_US:
-        raise Malformed(f"{seconds} seconds since 1970 is no time")
+    # A reader fails on other nanoseconds, and would not show what comes behind them.
+    if not (0 <= time_us < MAX_TIME_US and 0 <= nanos < 1_000_000_000):
+        raise Malformed(f"{seconds} seconds and {nanos} nanoseconds since 1970 is no time")
     return time_us
 
 

@@ -99,6 +99,12 @@ MALFORMED = {
     "is no time": evidence_pb2.Evidence(
         node=NODE, source="s", epoch="e", kind="k", occurred_at={"seconds": 2**62}
     ).SerializeToString(),
+    "nanoseconds": evidence_pb2.Evidence(
+        node=NODE, source="s", epoch="e", kind="k", occurred_at={"seconds": 2, "nanos": -5}
+    ).SerializeToString(),
+    "collected at no time": evidence_pb2.Evidence(
+        node=NODE, source="s", epoch="e", kind="k", occurred_at={"seconds": 2}, collected_at={"nanos": 2**31 - 1}
+    ).SerializeToString(),
 }
 
 
