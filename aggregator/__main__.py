@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ async def serve(settings: Settings) -> None:
         await _serve(settings, store, metrics, registry, authenticator, catalog)
     finally:
         await store.close()
-        log.info("stopped")
+    log.info("stopped")
 
 
 async def _serve(
@@ -125,7 +126,14 @@ def _authenticator(settings: Settings) -> Authenticator:
 def _tls(settings: Settings) -> TlsFiles | None:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
-    return TlsFiles(settings.tls_cert_file.read_bytes(), settings.tls_key_file.read_bytes())
+    certificate, key = settings.tls_cert_file, settings.tls_key_file
+    try:  # gRPC and uvicorn would each fail in their own words, and name the address or nothing
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        return TlsFiles(certificate.read_bytes(), key.read_bytes())
+    except OSError as error:  # an SSLError is one
+        raise StartRefused(
+            f"{PREFIX}TLS_CERT_FILE: {certificate} and {key} are no PEM certificate chain and unencrypted key of it: {error}"
+        ) from error
 
 
 @contextmanager

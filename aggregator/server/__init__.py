@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 
 import grpc
@@ -73,6 +74,7 @@ class Server:
 
     async def start(self, address: str, tls: TlsFiles | None) -> int:
         """Listen and serve; return the port. Raises AddressInUse."""
+        _check_free(address)
         try:
             if tls is None:
                 port = self._server.add_insecure_port(address)
@@ -96,3 +98,15 @@ class Server:
         await self._health.enter_graceful_shutdown()
         self._sessions.end_all(grpc.StatusCode.UNAVAILABLE, "the aggregator is stopping")
         await self._server.stop(grace_seconds)
+
+
+def _check_free(address: str) -> None:
+    """Raises AddressInUse. gRPC tells why it cannot listen in lines of its own on stderr alone; the system is asked before."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: what only lingers is free
+            probe.bind((host.strip("[]"), int(port)))
+    except OSError as error:
+        raise AddressInUse(f"cannot listen on {address}: {error.strerror or error}") from error

@@ -86,5 +86,5 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.listen(128)
     except OSError as error:
         bound.close()
-        raise AddressInUse(error.strerror or str(error)) from error
+        raise AddressInUse(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     return bound

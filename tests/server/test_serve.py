@@ -129,10 +129,18 @@ def test_a_port_in_use_names_the_variable(variable: str, tmp_path: Path) -> None
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         refused = serve(tmp_path, **{variable: f"127.0.0.1:{taken.getsockname()[1]}"})
+        port = taken.getsockname()[1]
     assert refused.returncode == 2
-    last = refused.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"GCM_SENTINEL_{variable}: ")
-    assert "Traceback" not in refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"GCM_SENTINEL_{variable}: cannot listen on 127.0.0.1:{port}: ")
+
+
+def test_tls_files_that_cannot_be_used_name_their_variable(tmp_path: Path) -> None:
+    (tmp_path / "no.pem").write_text("no certificate")
+    refused = serve(tmp_path, TLS_CERT_FILE=str(tmp_path / "no.pem"), TLS_KEY_FILE=str(tmp_path / "no.pem"))
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("GCM_SENTINEL_TLS_CERT_FILE: ")
 
 
 def test_a_rules_overlay_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
