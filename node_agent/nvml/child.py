@@ -106,7 +106,7 @@ class Child:
 
 
 def _end_with_the_thread(failure: threading.ExceptHookArgs) -> None:
-    """A child that lost a thread would look like one that hangs, or like one without events: it crashes instead, and is replaced."""
+    """A child that lost a thread would look like one that hangs, or like one without events: it crashes, and is replaced."""
     threading.__excepthook__(failure)
     sys.stderr.flush()
     os._exit(1)
