@@ -18,7 +18,7 @@ from pathlib import Path
 from node_agent.evidence import Fact, Gap
 from node_agent.spool.files import SegmentFiles, SpoolRecord
 from node_agent.spool.log import Loss, SpoolLog
-from node_agent.spool.segments import Kind
+from node_agent.spool.segments import Kind, gap_payload
 from node_agent.spool.writer import Budget, Writer
 
 __all__ = ["Spool", "SpoolInUse", "SpoolLog", "SpoolRecord"]
@@ -137,7 +137,7 @@ class Spool:
             if self._encode is None:
                 self._untold.append(loss)
             else:
-                self.events.append(self._encode(_fact(loss)), Kind.GAP)
+                self.events.append(gap_payload(loss.count, self._encode(_fact(loss))), Kind.GAP)
 
     def _keep_installation_id(self) -> None:
         if self._installation_id_kept:

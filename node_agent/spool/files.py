@@ -78,6 +78,15 @@ class Recovered:
     holes: list[Hole] = field(default_factory=list)
 
 
+class Unacked(NamedTuple):
+    """What goes with a segment: its records from a place on, and those that gaps among them tell of. The gaps that cannot say how
+    many they tell of are not counted: they have to stay."""
+
+    first: Place
+    lost_count: int
+    unknown: list[bytes]
+
+
 class _Scan(NamedTuple):
     entry: Entry
     position: int
@@ -169,7 +178,7 @@ class SegmentFiles:
                 continue
             holes += _holes(segment.name.spool_id, step.before, step.begin)
             if step.entry.is_record:
-                records.append(SpoolRecord(place.offset, step.entry.payload))
+                records.append(SpoolRecord(place.offset, step.entry.record))
                 max_bytes -= len(step.entry.payload)
             if max_bytes <= 0 or len(records) >= max_records:
                 break
@@ -247,15 +256,19 @@ class SegmentFiles:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def unacked(self, segment: Segment, acked_offset: int) -> tuple[Place, list[bytes]]:
-        """From where on the segment's records are not known to be acknowledged, and those of them that tell of losses."""
-        first, gaps = segment.begin, []
+    def unacked(self, segment: Segment, acked_offset: int) -> Unacked:
+        """What of the segment is not known to be acknowledged."""
+        first, lost_count, unknown = segment.begin, 0, []
         for step in _scan(segment, 0, segment.begin):
-            if step.entry.end.offset <= acked_offset:
-                first = step.entry.end
-            elif step.entry.kind == Kind.GAP:
-                gaps.append(step.entry.payload)
-        return first, gaps
+            entry = step.entry
+            if entry.end.offset <= acked_offset:
+                first = entry.end
+            elif entry.kind == Kind.GAP and entry.lost_count is not None:
+                lost_count += entry.lost_count - 1
+            elif entry.kind == Kind.GAP:
+                lost_count -= 1
+                unknown.append(entry.payload)
+        return Unacked(first, lost_count + segment.end.number - first.number, unknown)
 
     def delete(self, segment: Segment) -> None:
         """Delete one segment. Raises OSError."""

@@ -158,7 +158,7 @@ class SpoolLog:
             for entry in self._unwritten:
                 if entry.end.offset <= offset:
                     continue
-                records.append(SpoolRecord(entry.end.offset, entry.payload))
+                records.append(SpoolRecord(entry.end.offset, entry.record))
                 max_bytes -= len(entry.payload)
                 if max_bytes <= 0 or len(records) >= max_records:
                     break

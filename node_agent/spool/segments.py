@@ -19,6 +19,8 @@ from uuid import UUID
 MAX_PAYLOAD_BYTES = 1024 * 1024
 CHUNK_BYTES = 64 * 1024
 
+_NUMBER_BYTES = 8
+_UNKNOWN = (1 << 8 * _NUMBER_BYTES) - 1
 _FIELDS = struct.Struct("<4sBIQQ")
 _CRC = struct.Struct("<I")
 ENTRY_OVERHEAD_BYTES = _FIELDS.size + _CRC.size
@@ -33,7 +35,7 @@ class Kind(IntEnum):
     """What an entry holds. From CONTROL on, entries are the spool's own: never sent, and no part of the log's offsets."""
 
     RECORD = 1
-    GAP = 2  # a record that tells of lost records: never itself dropped before it is acknowledged
+    GAP = 2  # a record that tells of lost records, behind their number: what it tells is never dropped before it is acknowledged
     CONTROL = 16
     CURSOR = 17  # a source's name, NUL, its value
     ACKED = 18  # the offset that a server has acknowledged
@@ -61,6 +63,17 @@ class Entry(NamedTuple):
         """Whether it is sent, rather than the spool's own."""
         return self.kind < Kind.CONTROL
 
+    @property
+    def record(self) -> bytes:
+        """What is sent."""
+        return self.payload[_NUMBER_BYTES:] if self.kind == Kind.GAP else self.payload
+
+    @property
+    def lost_count(self) -> int | None:
+        """How many records a gap tells of; None when nobody knows."""
+        count = payload_number(self.payload[:_NUMBER_BYTES])
+        return None if count == _UNKNOWN else count
+
 
 class SegmentName(NamedTuple):
     """What a segment file's name says: whose it is, its turn, and where it begins."""
@@ -87,12 +100,17 @@ class SegmentName(NamedTuple):
 
 def number_payload(number: int) -> bytes:
     """A number as the payload of a control entry."""
-    return number.to_bytes(8, "big")
+    return number.to_bytes(_NUMBER_BYTES, "big")
 
 
 def payload_number(payload: bytes) -> int:
     """The number in a control entry's payload."""
     return int.from_bytes(payload, "big")
+
+
+def gap_payload(lost_count: int | None, record: bytes) -> bytes:
+    """A gap's payload: how many records it tells of, and the record that tells it."""
+    return number_payload(_UNKNOWN if lost_count is None else lost_count) + record
 
 
 def mark_of(spool_id: str) -> bytes:

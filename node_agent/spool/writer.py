@@ -228,16 +228,16 @@ class Writer:
         return self._events if too_much and _deletable(self._events) else None
 
     def _delete_oldest(self, each: SpoolLog) -> bool:
-        """Delete the oldest segment, but first make durable that its records are lost, and what they themselves tell of losses."""
+        """Delete the oldest segment, but first make durable that its records are lost, and those of which its gaps told."""
         oldest = each.files.segments[0]
         if not _acked(each, oldest):
             if not self._can_tell():
                 return False
-            first, gaps = each.files.unacked(oldest, each.acked_offset)
-            count = oldest.end.number - first.number - len(gaps)  # these are kept
+            unacked = each.files.unacked(oldest, each.acked_offset)
             reason = f"{each.name}: the spool's room on disk ran out before a server took them"
-            self._lose(Loss(each.name, "overflow", oldest.name.spool_id, first, oldest.end, "spool", reason, count))
-            for gap in gaps:
+            id_, first, count = oldest.name.spool_id, unacked.first, unacked.lost_count
+            self._lose(Loss(each.name, "overflow", id_, first, oldest.end, "spool", reason, count))
+            for gap in unacked.unknown:
                 self._events.append(gap, Kind.GAP)
             self._write(self._events)
             self._events.files.sync()

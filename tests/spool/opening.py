@@ -67,7 +67,7 @@ def gaps(records: list[SpoolRecord]) -> list[tuple[Evidence, Gap]]:
     return found
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait for what the spool's thread does."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -61,10 +61,10 @@ def test_acknowledged_records_go_without_a_word(tmp_path: Path) -> None:
 def test_only_what_is_not_known_to_be_acknowledged_counts_as_lost(tmp_path: Path) -> None:
     with open_spool(tmp_path, **SMALL) as spool:
         fill(spool, spool.events, 0, 100)
-        spool.events.acknowledge(spool.events.end_offset)
+        spool.events.acknowledge(read_all(spool.events)[56].end_offset)  # in the middle of a segment
         fill(spool, spool.events, 100, 900)
         records = read_all(spool.events)
-        assert sum(gap.lost_count for _, gap in gaps(records)) == numbers(records)[0] - 100
+        assert sum(gap.lost_count for _, gap in gaps(records)) == numbers(records)[0] - 57
 
 
 def test_samples_go_before_events(tmp_path: Path) -> None:
