@@ -9,14 +9,13 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
-from node_agent.absence import CollectorAbsent
-
 READ_BYTES = 8192  # no record of the kernel is longer; with a smaller buffer reading one fails with EINVAL
 LONGEST_RECORD_BYTES = 64 * 1024  # of a FIFO or file, which nothing bounds
 FILE_POLL_SECONDS = 0.05
 FAILURES_IN_A_ROW = (
     1000  # EPIPE in a flood clears up; what does not is left to the supervisor, who waits longer each time
 )
+_WAY_OUT = "mount the host's /dev/kmsg, or set GCM_SENTINEL_KMSG_PATH"
 
 
 class KernelStream(Protocol):
@@ -39,7 +38,7 @@ class KernelStream(Protocol):
 
 
 def open_stream(path: Path) -> KernelStream:
-    """Raises CollectorAbsent when there is no kernel log there, PermissionError when it may not be read."""
+    """Raises OSError when there is no kernel log there or it may not be read: a node whose log cannot be seen is not healthy."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISCHR(mode):
@@ -49,12 +48,12 @@ def open_stream(path: Path) -> KernelStream:
         if stat.S_ISREG(mode):
             return _File(path)
     except FileNotFoundError as error:
-        raise CollectorAbsent(f"no kernel log: {path} does not exist") from error
+        raise FileNotFoundError(error.errno, f"no kernel log: {path} does not exist: {_WAY_OUT}") from error
     except PermissionError as error:
         raise PermissionError(
             error.errno, f"the kernel log {path} may not be read: run the agent as root or with CAP_SYSLOG"
         ) from error
-    raise CollectorAbsent(f"no kernel log: {path} is neither a device, a FIFO nor a file")
+    raise OSError(errno.EINVAL, f"no kernel log: {path} is neither a device, a FIFO nor a file: {_WAY_OUT}")
 
 
 class _Device:
@@ -82,7 +81,7 @@ class _Device:
                     raise
                 continue
             if not record:
-                raise CollectorAbsent(f"no kernel log: {self._path} is a device without records")
+                raise OSError(errno.ENODATA, f"no kernel log: {self._path} is a device without records: {_WAY_OUT}")
             records.append(record)
         return records
 

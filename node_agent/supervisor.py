@@ -108,8 +108,10 @@ async def _problem_of(collector: Collector, report: Report) -> str | None:
         return None
     if isinstance(error, CollectorAbsent):
         raise error
-    log.warning("collector %s failed", collector.name, exc_info=error)
-    return _one_line(error)
+    problem = _one_line(error)
+    environmental = isinstance(error, OSError)  # says itself what is wrong with the node; anything else may be a bug
+    log.warning("collector %s failed: %s", collector.name, problem, exc_info=None if environmental else error)
+    return problem
 
 
 def _collector_fact(name: str, phase: Phase, detail: str, state: str) -> Fact:

@@ -40,7 +40,7 @@ class KmsgCollector:
         self._workloads_of_pid = workloads_of_pid
 
     async def collect(self, report: Report) -> None:
-        """Read until cancelled. Raises CollectorAbsent, PermissionError, or OSError when the log cannot be read any more."""
+        """Read until cancelled. Raises OSError when the log cannot be read, or not any more."""
         with closing(open_stream(self._path)) as stream:
             reading = Reading(
                 self._resume(report),

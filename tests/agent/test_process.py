@@ -71,6 +71,20 @@ async def test_a_signal_ends_it_with_everything_delivered(
     assert not (agent.state_dir / "agent.sock").exists()
 
 
+async def test_a_missing_kernel_log_is_evidence_and_one_line_with_the_way_out(
+    aggregator: ScriptedAggregator, tmp_path: Path
+) -> None:
+    """Silence is never health: a node whose kernel log cannot be seen says so."""
+    async with AgentProcess(tmp_path, address(aggregator), KMSG_PATH=str(tmp_path / "nothing")) as agent:
+        await aggregator.until(lambda: bool(aggregator.evidence("collector_failed")))
+        record = await agent.logged("collector kmsg failed")
+    (fact,) = aggregator.evidence("collector_failed")
+    for text in (fact.detail, record["message"]):
+        assert f"no kernel log: {tmp_path}/nothing does not exist" in text
+        assert "GCM_SENTINEL_KMSG_PATH" in text
+    assert "exception" not in record
+
+
 @pytest.mark.parametrize("trouble", ["nobody listens", "never says hello", "stopped reading"])
 async def test_it_leaves_in_time_whatever_the_aggregator_does(
     aggregator: ScriptedAggregator, tmp_path: Path, trouble: str

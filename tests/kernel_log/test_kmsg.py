@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.collectors import CollectorAbsent
 from node_agent.collectors.kmsg import KmsgCollector
 from node_agent.evidence import Fact, Gap, KernelRecord, Recorder, Storm, TimeBasis, Workload
 from node_agent.spool import Spool
@@ -287,11 +286,11 @@ class TestFile:
     ],
     ids=["nothing", "directory", "other device"],
 )
-async def test_without_a_kernel_log_the_collector_is_absent_and_says_so(
+async def test_without_a_kernel_log_the_collector_fails_and_says_the_way_out(
     tmp_path: Path, spool: Spool, make: Callable[[Path], None], says: str
 ) -> None:
     make(tmp_path / "kmsg")
-    with pytest.raises(CollectorAbsent, match=f"no kernel log: .*/kmsg {says}"):
+    with pytest.raises(OSError, match=f"no kernel log: .*/kmsg {says}: mount the host's .*GCM_SENTINEL_KMSG_PATH"):
         await KmsgCollector(tmp_path / "kmsg", boot_id=BOOT_ID, spool=spool).collect(print)
 
 
