@@ -25,6 +25,13 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="gcm-sentinel", description="Tells GPU-cluster operators what broke, why, and what to do."
@@ -45,8 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = module.run(args)
     except ModuleNotFoundError as error:
         return _missing_extra(args.command, error)
-    except KeyboardInterrupt:
-        return 130
     return code
 
 

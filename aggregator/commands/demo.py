@@ -6,6 +6,7 @@ Compares each verdict with the expected one. Exit codes: 0 all as expected; 1 on
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Play; return the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
     try:
         scenarios = load_scenarios(args.scenario)
     except KeyError as error:
