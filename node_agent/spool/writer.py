@@ -10,7 +10,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from node_agent.spool.files import Segment
@@ -20,7 +20,7 @@ from node_agent.spool.segments import Entry, Kind, Place, number_payload
 log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 0.05
-LAZY_SECONDS = 1.0  # cursors and acknowledgements that nothing else takes along
+LAZY_SECONDS = 5.0  # cursors and acknowledgements, unless they go along with at least as many bytes of records
 RETRY_SECONDS = 1.0
 HUNG_SECONDS = 5.0
 IDLE_SECONDS = 60.0
@@ -76,6 +76,7 @@ class Writer:
         self._can_tell = can_tell
         self._keep_installation_id = keep_installation_id
         self._kept = {each.name: self._present(each) for each in (events, samples)}
+        self._kept_at = dict.fromkeys(self._kept, 0.0)
         self._error = ""
         self._busy_since: float | None = None
         self._unsynced_since: float | None = None
@@ -178,10 +179,19 @@ class Writer:
                 news = self._news(each) if everything else None
             end = batch[-1].end if batch else files.segments[-1].end
             controls = _control_entries(end, news, self._kept[each.name]) if news else []
+            if not self._worth_writing(each, controls, batch):
+                news, controls = None, []
             if batch or controls:
                 files.append([*batch, *controls])
                 each.wrote(batch)
-            self._kept[each.name] = news or self._kept[each.name]
+            if news:
+                self._kept[each.name], self._kept_at[each.name] = news, time.monotonic()
+
+    def _worth_writing(self, each: SpoolLog, controls: Sequence[Entry], batch: Sequence[Entry]) -> bool:
+        """A cursor that lags behind has some records read again, which is harmless; one for every record would fill the disk."""
+        if self._closing or time.monotonic() - self._kept_at[each.name] >= LAZY_SECONDS:
+            return True
+        return sum(len(entry.payload) for entry in controls) <= sum(len(entry.payload) for entry in batch)
 
     def _begin_segment(self, each: SpoolLog) -> None:
         """Go on in a new segment. It starts with all bookkeeping that the old ones hold, so that these can go."""

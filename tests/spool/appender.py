@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from node_agent.spool import Spool
@@ -20,6 +21,8 @@ def main(directory: Path, first: int) -> None:
         spool.append_event(payload(number, 50 + number % 200))
         spool.put_cursor("number", str(number).encode())
         number += 1
+        if number % 50 == 0:
+            time.sleep(0.001)
 
 
 if __name__ == "__main__":

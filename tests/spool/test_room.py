@@ -117,3 +117,14 @@ def test_cursors_outlive_the_segments_they_were_written_in(tmp_path: Path) -> No
         path.unlink()
     with open_spool(tmp_path, **SMALL) as spool:
         assert spool.get_cursor("kmsg") == b"here"
+
+
+def test_cursors_take_less_room_than_the_records_they_follow(tmp_path: Path) -> None:
+    with open_spool(tmp_path) as spool:
+        for number in range(100):
+            spool.append_event(payload(number))
+            spool.put_cursor("kmsg", b"%d" % number * 2000)
+            eventually(lambda: not spool.events.has_unwritten)
+        assert sum(path.stat().st_size for path in segment_files(tmp_path)) < 40_000
+    with open_spool(tmp_path) as spool:
+        assert spool.get_cursor("kmsg") == b"99" * 2000, "a clean end writes the last of them"
