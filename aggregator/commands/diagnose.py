@@ -13,18 +13,19 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aggregator import assessor, correlator, rules
 from aggregator.commands import site_rules
 from aggregator.commands.log_input import LogInput, Unreadable
-from aggregator.model import SEVERITY_ORDER, Assessment, Incident, Severity, Signal, Verdict
+from aggregator.model import SEVERITY_ORDER, Assessment, Incident, IncidentState, Severity, Signal, Subject, Verdict
 from aggregator.render import render_text
 from aggregator.rules import LogReader
 
 _PROGRESS_SECONDS = 0.2
+_MAX_EARLIER = 20  # incidents of one GPU that a later one is compared with
 _MAX_WIDTH = 120  # columns: longer lines of prose are hard to read
 
 
@@ -90,8 +91,10 @@ def diagnose(readers: Sequence[LogReader], context: rules.Context) -> Diagnosis:
         correlator.State(), timed, now_us, correlator.Windows(), correlator.rules_of(context.catalog)
     )
     incidents = {change.incident.id: change.incident for change in step.changes}
-    judged = ((incident, _assessed(incident, context)) for incident in incidents.values() if not _merged(incident))
-    findings = sorted(judged, key=lambda finding: (-SEVERITY_ORDER[finding[1].verdict.severity], finding[0].opened_us))
+    told = sorted(
+        (incident for incident in incidents.values() if not _merged(incident)), key=lambda incident: incident.opened_us
+    )
+    findings = sorted(_judged(told, context), key=_rank)
     return Diagnosis(
         signals=signals,
         findings=tuple(findings),
@@ -100,10 +103,24 @@ def diagnose(readers: Sequence[LogReader], context: rules.Context) -> Diagnosis:
     )
 
 
-def _assessed(incident: Incident, context: rules.Context) -> Assessment:
-    assessment = assessor.assess(incident, None, incident.updated_us, context=context)
-    assert assessment is not None  # without an earlier one there is always a new one
-    return assessment
+def _judged(incidents: Iterable[Incident], context: rules.Context) -> Iterator[tuple[Incident, Assessment]]:
+    """Each incident, oldest first, with its assessment in the light of what the input holds of the same GPU before it."""
+    before: dict[Subject, list[Incident]] = {}
+    for incident in incidents:
+        past = before.setdefault(incident.subject, [])
+        earlier = (other for other in past[-_MAX_EARLIER:] if other.updated_us < incident.opened_us)
+        history = tuple(signal for other in earlier for signal in other.signals) if incident.subject.pci else ()
+        past.append(incident)
+        assessment = assessor.assess(incident, None, incident.updated_us, context=replace(context, earlier=history))
+        assert assessment is not None  # without an earlier one there is always a new one
+        yield incident, assessment
+
+
+def _rank(finding: tuple[Incident, Assessment]) -> tuple[int, bool, int]:
+    """Worst first; of equals those that are not over, in the order in which they began."""
+    incident, assessment = finding
+    over = incident.state is IncidentState.RESOLVED
+    return (-SEVERITY_ORDER[assessment.verdict.severity], over, incident.opened_us)
 
 
 def _merged(incident: Incident) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from aggregator.model import Signal
 from aggregator.rules.catalog import Catalog, load
 
 
@@ -14,9 +15,13 @@ class Context:
     driver_version: str = ""
     gpu_model: str = ""
     gpus_on_node: int | None = None
-    earlier_codes: tuple[str, ...] = ()  # signal names of earlier incidents of this GPU, once per incident
+    earlier: tuple[Signal, ...] = ()  # what earlier incidents of the same GPU held
     planned_state: str = ""  # for example "driver upgrade": what it explains is no fault
     catalog: Catalog = field(default_factory=load)
+
+    def happened_before(self, name: str) -> bool:
+        """Whether an earlier incident of this GPU held a signal of this name ("xid 79")."""
+        return any(signal.name == name for signal in self.earlier)
 
 
 EMPTY = Context()

@@ -162,7 +162,8 @@ _ALL = (
         _G,
         "The driver could not initialise a GPU.",
         {
-            "stage": "adapter, probe, gsp_firmware, bar",
+            "stage": "adapter, probe, gsp_firmware, bar, firmware_file (a file of the driver's package is missing)",
+            "file": "which file",
             "rm_status": "RmInitAdapter triple, for example 0x22:0x56:894",
         },
     ),
@@ -194,7 +195,12 @@ _ALL = (
     Kind("gpu_not_on_bus", _G, "NVML offers a GPU that the PCI bus does not show."),
     Kind("gpu_count_differs", _N, "A node has fewer GPUs than identical nodes have.", _COUNTER),
     Kind("gpu_reset_done", _G, "A GPU was reset."),
-    Kind("gpu_reset_failed", _G, "A reset of a GPU failed."),
+    Kind(
+        "gpu_reset_failed",
+        _G,
+        "A reset of a GPU failed.",
+        {"in_use": "true when it was refused because something uses the GPU"},
+    ),
     Kind("inventory_changed", _N, "The node's GPUs or driver changed."),
     Kind("mig_layout_changed", _G, "The MIG layout changed: planned."),
     Kind("gpu_assigned", _G, "A workload got this GPU."),
@@ -458,6 +464,8 @@ _ALL = (
         {
             "severity": "fatal, recoverable, corrected or info",
             "component": "section type: PCIe, memory, processor …",
+            "bdf": "address of the device that firmware reports",
+            "vendor": "its vendor in hexadecimal: 10de is NVIDIA",
         },
     ),
     Kind("host_thermal", _N, "A CPU is above its temperature limit."),

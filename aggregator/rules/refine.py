@@ -56,6 +56,7 @@ def _row_remap(signal: Signal, entry: Entry) -> Entry:
 
 _ACTIONS: Mapping[object, tuple[Severity, Action, tuple[Resolution, ...]]] = {
     "none": (Severity.INFO, Action.NONE, (Resolution.NONE, Resolution.MONITOR)),
+    "unknown": (Severity.WARNING, Action.NONE, (Resolution.INVESTIGATE, Resolution.CONTACT_SUPPORT)),
     "gpu_reset": (Severity.CRITICAL, Action.DRAIN, (Resolution.RESET_GPU, Resolution.DRAIN)),
     "drain_and_reset": (Severity.CRITICAL, Action.DRAIN, (Resolution.DRAIN, Resolution.RESET_GPU)),
     "drain_p2p": (Severity.WARNING, Action.DRAIN, (Resolution.DRAIN, Resolution.INVESTIGATE)),
@@ -72,13 +73,23 @@ def _recovery_action(signal: Signal, entry: Entry) -> Entry:
     if named is None:
         return entry
     severity, action, resolutions = named
-    return replace(entry, severity=severity, action=action, resolutions=resolutions)
+    fault_class = FaultClass.NONE if severity is Severity.INFO else entry.fault_class
+    return replace(entry, severity=severity, fault_class=fault_class, action=action, resolutions=resolutions)
 
 
 def _nvlink5(signal: Signal, entry: Entry) -> Entry:
     """144-150: most codes have harmless and fatal rows; the decoded row and the line's own word decide."""
     immediate = str(signal.attributes.get("immediate") or "")
     fatal = signal.attributes.get("fatal") is True
+    if immediate and set(immediate.split("|")) == {"IGNORE"}:
+        return replace(
+            entry,
+            severity=Severity.WARNING if fatal else Severity.INFO,
+            action=Action.NONE,
+            resolutions=(Resolution.MONITOR, Resolution.INVESTIGATE),
+            do_not=(*entry.do_not, Resolution.RESET_GPU),
+            weight=min(entry.weight, 30),
+        )
     if fatal or "RESET_GPU" in immediate:
         return replace(
             entry,
@@ -87,14 +98,6 @@ def _nvlink5(signal: Signal, entry: Entry) -> Entry:
             action=Action.DRAIN,
             resolutions=(Resolution.RESET_GPU, Resolution.DRAIN, Resolution.CONTACT_SUPPORT),
             weight=max(entry.weight, 70),
-        )
-    if immediate and set(immediate.split("|")) == {"IGNORE"}:
-        return replace(
-            entry,
-            severity=Severity.INFO,
-            action=Action.NONE,
-            resolutions=(Resolution.MONITOR, Resolution.INVESTIGATE),
-            weight=min(entry.weight, 30),
         )
     return entry
 
@@ -113,11 +116,102 @@ def _counted_ecc(signal: Signal, entry: Entry) -> Entry:
     )
 
 
+def _stuck_task(signal: Signal, entry: Entry) -> Entry:
+    """A task of NVIDIA's that hangs in the kernel hangs in the driver: what holds for `driver_task_stuck`."""
+    if signal.attributes.get("in_nvidia") is not True:
+        return entry
+    return replace(
+        entry,
+        severity=Severity.CRITICAL,
+        fault_class=FaultClass.DRIVER,
+        action=Action.DRAIN,
+        resolutions=(Resolution.REBOOT, Resolution.DRAIN, Resolution.INVESTIGATE),
+    )
+
+
+def _reset_failed(signal: Signal, entry: Entry) -> Entry:
+    """A reset that was refused because somebody uses the GPU tells nothing about the GPU."""
+    if signal.attributes.get("in_use") is not True:
+        return entry
+    return replace(
+        entry,
+        severity=Severity.WARNING,
+        fault_class=FaultClass.SOFTWARE,
+        action=Action.NONE,
+        resolutions=(Resolution.DRAIN, Resolution.RESET_GPU, Resolution.INVESTIGATE),
+        do_not=(Resolution.POWER_CYCLE, Resolution.RMA),
+        note="Stop what uses the GPU (jobs, monitoring, persistence daemon, fabric manager), then reset it again.",
+    )
+
+
+def _init_failure(signal: Signal, entry: Entry) -> Entry:
+    """A file of the driver's package that is not there: the GPU is well."""
+    if signal.attributes.get("stage") != "firmware_file":
+        return entry
+    return replace(
+        entry,
+        fault_class=FaultClass.DRIVER,
+        resolutions=(Resolution.UPDATE_DRIVER, Resolution.CONFIG_CHANGE, Resolution.REBOOT),
+        weight=entry.weight + 1,  # it explains the failure to start that follows
+        note="The driver cannot load the GPU's firmware: install the firmware files of exactly this driver version.",
+    )
+
+
+def _hardware_error(signal: Signal, entry: Entry) -> Entry:
+    """A machine check or firmware report says itself how bad it is."""
+    said = signal.attributes.get("severity")
+    if said == "fatal":
+        return replace(
+            entry,
+            severity=Severity.CRITICAL,
+            action=Action.DRAIN,
+            resolutions=(Resolution.REBOOT, Resolution.RUN_DIAG, Resolution.CONTACT_SUPPORT),
+        )
+    if said in ("corrected", "info"):
+        return replace(entry, severity=Severity.INFO, resolutions=(Resolution.MONITOR,), weight=min(entry.weight, 14))
+    return entry
+
+
+def _margin(signal: Signal, entry: Entry) -> Entry:
+    """A margin that is used up is heat; one that is not is a monitor's threshold."""
+    margin = signal.attributes.get("margin_celsius")
+    if not isinstance(margin, int | float) or margin >= 0:
+        return entry
+    return replace(
+        entry,
+        severity=Severity.WARNING,
+        resolutions=(Resolution.CHECK_MECHANICALS, Resolution.INVESTIGATE, Resolution.MONITOR),
+        weight=max(entry.weight, 53),
+    )
+
+
+def _cuda_error(signal: Signal, entry: Entry) -> Entry:
+    """An uncorrectable ECC error that a program was told of is a memory fault, whoever tells it."""
+    error = str(signal.attributes.get("error") or "").lower()
+    if "ecc" not in error or "uncorrectable" not in error:
+        return entry
+    return replace(
+        entry,
+        severity=Severity.CRITICAL,
+        fault_class=FaultClass.MEMORY,
+        action=Action.DRAIN,
+        resolutions=(Resolution.RESET_GPU, Resolution.DRAIN, Resolution.RUN_DIAG),
+        do_not=(Resolution.RMA, Resolution.RESTART_APP),
+        note="The driver's own lines about it (XID 48, 63, 94, 95) say which memory, and whether a reset is enough.",
+    )
+
+
 _REFINEMENTS: Mapping[tuple[str, int | None], Callable[[Signal, Entry], Entry]] = {
     ("sxid", None): _sxid,
     ("xid", 64): _row_remap,
     ("xid", 154): _recovery_action,
     ("recovery_action", None): _recovery_action,
     ("ecc_uncorrectable", None): _counted_ecc,
+    ("hung_task", None): _stuck_task,
+    ("gpu_reset_failed", None): _reset_failed,
+    ("gpu_init_failure", None): _init_failure,
+    ("host_machine_check", None): _hardware_error,
+    ("thermal_margin_violation", None): _margin,
+    ("cuda_error", None): _cuda_error,
     **{("xid", code): _nvlink5 for code in range(144, 151)},
 }

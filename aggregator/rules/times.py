@@ -22,7 +22,8 @@ _EPOCH = re.compile(r"(\d{10})(?:\.(\d{1,9}))?$")
 def parse(text: str, *, now_us: int | None = None) -> int | None:
     """Microseconds since the epoch, UTC; None for what is no time.
 
-    A time that names no year gets the last one that does not put it after `now_us`; without `now_us`, 1970.
+    A time that names no year gets the last one that has the day and does not put it after `now_us`; without `now_us`, the first
+    from 1970.
     """
     text = text.strip()
     iso = _ISO.match(text)
@@ -52,11 +53,15 @@ def _named(found: re.Match[str], now_us: int | None) -> int | None:
     clock = (int(found[4]), int(found[5]), int(found[6]))
     if written:
         return _epoch_us(int(written), month, int(found[2]), *clock, micros=_micros(found[7]))
-    year = 1970 if now_us is None else datetime.fromtimestamp(now_us // 1_000_000, UTC).year
-    at = _epoch_us(year, month, int(found[2]), *clock, micros=_micros(found[7]))
-    if now_us is None or (at is not None and at <= now_us + _CLOCKS_DIFFER_US):
-        return at
-    return _epoch_us(year - 1, month, int(found[2]), *clock, micros=_micros(found[7]))
+    years = range(1970, 1973) if now_us is None else _years_until(now_us)  # three years hold a 29 February
+    days = (_epoch_us(year, month, int(found[2]), *clock, micros=_micros(found[7])) for year in years)
+    return next((at for at in days if at is not None and (now_us is None or at <= now_us + _CLOCKS_DIFFER_US)), None)
+
+
+def _years_until(now_us: int) -> range:
+    """This year and those before it, far enough for two leap years that 1900 or 2100 lies between."""
+    year = datetime.fromtimestamp(now_us // 1_000_000, UTC).year
+    return range(year, year - 9, -1)
 
 
 def _micros(fraction: str | None) -> int:

@@ -60,6 +60,7 @@ def test_one_host_in_a_paste_is_the_host_of_every_line() -> None:
         ("Dec 31 23:00:00", "2026-01-02", 2025),
         ("Jan  1 01:00:00", "2026-01-02", 2026),
         ("Jan  2 20:00:00", "2026-01-02", 2026),
+        ("Feb 29 20:00:00", "2026-01-02", 2024),
     ],
 )
 def test_a_time_without_a_year_is_the_last_one_that_is_not_to_come(stamp: str, now: str, year: int) -> None:

@@ -20,6 +20,14 @@ WARP = "Graphics SM Warp Exception on (GPC 2, TPC 4, SM 1): Out Of Range Address
 SWITCH = "nvidia-nvswitch1: SXid (PCI:0000:87:00.0): 24007, Fatal, Link 30 sourcetrack timeout error (First)"
 PEER = "nvidia-nvswitch0: SXid (PCI:0000:87:00.0): 20034, Fatal, Link 30 LTSSM Fault Up"
 LOST = "GPU has fallen off the bus."
+NETIR = "NETIR_LINK_EVT {} XC0 i0 Link 00 ({} 0x00000000 0x00000000 0x00000000 0x00000000 0x00000000)"
+CHECK = "mce: [Hardware Error]: CPU 33: Machine Check Exception: 5 Bank 6: be00000000800400"
+PANIC = "Kernel panic - not syncing: Fatal machine check"
+FIRMWARE = (
+    "{1}[Hardware Error]: event severity: fatal",
+    "{1}[Hardware Error]:   section_type: PCIe error",
+    "{1}[Hardware Error]:   device_id: 0000:4b:00.0",
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +56,27 @@ LOST = "GPU has fallen off the bus."
         pytest.param(["Out of memory: Killed process 4242 (train) total-vm:1kB, anon-rss:1kB, file-rss:0kB, shmem-rss:0kB", xid(45, "Ch 00000008")], "warning", "application", "none", "restart_app", "application/killed_for_memory", id="the host ran out of memory first"),
         pytest.param([xid(31, MMU), xid(79, LOST, B)], "critical", "pcie", "drain", "reboot", "bus/gpu_lost", id="an application fault does not hide a dying GPU"),
         pytest.param([typed("hw_thermal_slowdown", f"0000:{bus}:00", number=100 + n) for n, bus in enumerate(("18", "2a", "3a", "5d"))], "critical", "thermal", "drain", "drain", "thermal/node_overheats", id="half of the GPUs hot at once: the cooling failed"),
+        pytest.param([typed("hw_power_brake", f"0000:{bus}:00", number=100 + n) for n, bus in enumerate(("18", "2a", "3a", "5d"))], "critical", "hardware", "drain", "check_mechanicals", "thermal/node_lacks_power", id="half of the GPUs braked at once: the supply failed"),
+        pytest.param([typed("thermal_limit_low"), typed("sw_thermal_slowdown")], "warning", "thermal", "none", "config_change", "thermal/limit_was_set", id="the driver keeps a limit that somebody set"),
+        pytest.param([typed("thermal_margin_violation", margin_celsius=-3, limit=-2)], "warning", "thermal", "none", "check_mechanicals", "catalog/thermal_margin_violation", id="a margin that is used up is heat"),
+        pytest.param([typed("thermal_margin_violation", margin_celsius=59, limit=200)], "info", "thermal", "none", "investigate", "catalog/thermal_margin_violation", id="a margin of 59 degrees is a monitor's mistake"),
+        pytest.param([CHECK, PANIC], "critical", "hardware", "drain", "reboot", "host/machine_check", id="the kernel stopped for the processor's error"),
+        pytest.param(["BUG: unable to handle page fault for address: ffffb0c001e4c000", "RIP: 0010:_nv034219rm+0x1c/0x30 [nvidia]"], "critical", "driver", "drain", "reboot", "host/crash_in_driver", id="the kernel crashed inside the driver"),
+        pytest.param(["Kernel panic - not syncing: VFS: Unable to mount root fs"], "critical", "software", "drain", "investigate", "catalog/kernel_panic", id="a crash without a known owner"),
+        pytest.param([*FIRMWARE, "{1}[Hardware Error]:   vendor_id: 0x10de, device_id: 0x2331"], "critical", "pcie", "drain", "reboot", "host/firmware_reports_gpu", id="firmware's own report of a fatal error of a GPU"),
+        pytest.param([*FIRMWARE, "{1}[Hardware Error]:   vendor_id: 0x15b3, device_id: 0x1021"], "critical", "hardware", "drain", "reboot", "catalog/host_machine_check", id="firmware's report of another vendor's device"),
+        pytest.param(["nvidia 0000:17:00.0: Direct firmware load for nvidia/550.90.07/gsp_ga10x.bin failed with error -2", "NVRM: GPU 0000:17:00.0: RmInitAdapter failed! (0x61:0x56:1697)"], "critical", "driver", "drain", "update_driver", "catalog/gpu_init_failure", id="a firmware file that is missing is no broken board"),
+        pytest.param([xid(149, NETIR.format("Fatal", "0x02601c11"))], "warning", "nvlink", "none", "monitor", "catalog/xid/149", id="the decoded row says ignore, whatever the line calls it"),
+        pytest.param([xid(149, NETIR.format("Fatal", "0x02001c11"))], "critical", "nvlink", "drain", "reset_gpu", "catalog/xid/149", id="the decoded row says reset"),
+        pytest.param([xid(154, "GPU recovery action changed from 0x0 (None) to 0x9 (Recalibrate)")], "warning", "unknown", "none", "investigate", "catalog/xid/154", id="an action that nobody documents is not guessed at"),
+        pytest.param([xid(154, "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)")], "info", "none", "none", "none", "catalog/xid/154", id="the driver asks for nothing any more"),
+        pytest.param([xid(155, "NVLink: SW Defined Error on link 3"), "nvidia-nvlink: Unregistered Nvlink Core, major device number 511"], "info", "nvlink", "none", "monitor", "planned/links_taken_down", id="unloading the driver takes links down"),
+        pytest.param([xid(155, "NVLink: SW Defined Error on link 3")], "critical", "nvlink", "cordon", "reset_gpu", "catalog/xid/155", id="a link taken down without a plan"),
+        pytest.param(["INFO: task nvidia-smi:88121 blocked for more than 120 seconds."], "critical", "driver", "drain", "reboot", "catalog/hung_task", id="a task of NVIDIA's hangs in the driver"),
+        pytest.param(["INFO: task kworker/u8:2:311 blocked for more than 120 seconds."], "warning", "software", "none", "investigate", "catalog/hung_task", id="another task hangs anywhere"),
+        pytest.param([typed("cuda_error", error="uncorrectable ECC error encountered")], "critical", "memory", "drain", "reset_gpu", "catalog/cuda_error", id="an ECC error that CUDA tells of"),
+        pytest.param([typed("gpu_reset_failed", in_use=True)], "warning", "software", "none", "drain", "catalog/gpu_reset_failed", id="a reset refused because somebody uses the GPU"),
+        pytest.param([typed("gpu_reset_failed")], "critical", "hardware", "drain", "reboot", "catalog/gpu_reset_failed", id="a reset that failed"),
         pytest.param([typed("nvml_hung", None)], "warning", "driver", "cordon", "investigate", "observer/driver_hung", id="what cannot be observed is not called healthy"),
         pytest.param([xid(999, "future driver detail")], "warning", "unknown", "none", "investigate", "unknown/xid/999", id="an unknown code is kept and not guessed at"),
     ],
@@ -59,6 +88,30 @@ def test_combinations_give_the_verdict_they_must(
     verdict = judged(*facts)
     got = (verdict.severity, verdict.fault_class, verdict.action, verdict.resolutions[0], verdict.rule_ids[0])
     assert got == (severity, fault_class, action, first, rule)
+
+
+def test_hardware_that_slows_itself_is_hot_whatever_limit_was_set() -> None:
+    """A set limit explains what the driver does, never what the hardware does."""
+    verdict = judged(typed("thermal_limit_low"), typed("hw_thermal_slowdown", number=101))
+    assert "thermal/limit_was_set" not in verdict.rule_ids
+
+
+@pytest.mark.parametrize(
+    ("program", "place", "rule"),
+    [
+        ("vllm", "GPC 2, TPC 4, SM 0", "application/one_place"),
+        ("vllm", "GPC 2, TPC 5, SM 1", "application/crash"),
+        ("train", "GPC 2, TPC 4, SM 1", "application/crash"),
+    ],
+)
+def test_one_place_that_fails_under_different_programs_is_suspect(program: str, place: str, rule: str) -> None:
+    """The same GPC and TPC in an earlier incident: another program there points at the hardware, the same one at itself."""
+    earlier = signals_of(
+        xid(13, f"Graphics SM Warp Exception on ({place}): Out Of Range Address", who=f"pid=1, name={program}")
+    )
+    verdict = judged(xid(13, WARP), earlier=tuple(earlier))
+    assert verdict.rule_ids[0] == rule
+    assert (Resolution.RUN_DIAG in verdict.resolutions) is (rule == "application/one_place")
 
 
 def test_the_driver_s_named_action_outranks_the_table() -> None:

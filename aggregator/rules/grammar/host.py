@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from aggregator.rules.grammar.forms import Attributes, constant, first, form, named
-from aggregator.rules.grammar.reading import Grammar, Line, Reading, present
+from aggregator.rules.grammar.reading import FULL_PCI, Grammar, Line, Reading, present
 
 _NVIDIA_TASK = re.compile(r"^(?:nvidia|nv-|nv_|nvc|cuda|dcgm|nv\d)|gpud|cache_mgr", re.I)
 
@@ -29,6 +29,12 @@ def _out_of_memory(found: re.Match[str]) -> Attributes:
 
 def _edac(found: re.Match[str]) -> Attributes:
     return present(location=found["location"].strip() if found["location"] else None)
+
+
+def _machine_check(found: re.Match[str]) -> Attributes:
+    """An exception stops the kernel; events that are only logged were corrected."""
+    what = (found["what"] or "").strip().lower()
+    return present(severity={"exception": "fatal", "events logged": "corrected"}.get(what))
 
 
 _FORMS = (
@@ -90,8 +96,21 @@ _FORMS = (
     ),
     form(
         "host_machine_check",
+        "vendor_id",
+        r"\[Hardware Error\]:\s{0,8}vendor_id: 0x(?P<vendor>[0-9a-f]{4})\b",
+        named(),
+    ),
+    form(
+        "host_machine_check",
+        "device_id",
+        rf"\[Hardware Error\]:\s{{0,8}}device_id: (?P<bdf>{FULL_PCI})",
+        named(),
+    ),
+    form(
+        "host_machine_check",
         "machine check|mce:",
-        r"mce: \[Hardware Error\]: (?:CPU \d+: )?Machine [Cc]heck(?: Exception| events logged|: \d)?",
+        r"mce: \[Hardware Error\]: (?:CPU \d+: )?Machine check(?P<what> Exception| events logged|: \d)?",
+        _machine_check,
     ),
     form("kernel_panic", "kernel panic", r"Kernel panic - not syncing"),
     form(

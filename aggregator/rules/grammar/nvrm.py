@@ -82,6 +82,7 @@ _FORMS = (
         "",
         constant(stage="probe"),
     ),
+    form("gpu_init_failure", "firmware image", r"No firmware image found", constant(stage="firmware_file")),
     form(
         "gpu_init_failure",
         "gsp|gfw",
@@ -169,6 +170,7 @@ _HARMLESS = re.compile(
     r"GPU at|GPU Board|os_schedule|faulting|A GPU crash dump|nvidia-bug-report|Enabling|.{0,40}freed|.{0,60}nvidia-persistenced)",
     re.I,
 )
+_FIRMWARE_FILE = re.compile(r"Direct firmware load for (nvidia/\S{1,100}) failed with error (-\d{1,4})")
 _MODULE_ERROR = re.compile(
     r"nvidia-modeset: ERROR:|nvidia-uvm: .{0,120}(?:fatal error|RC error|global fatal|error state)", re.I
 )
@@ -218,6 +220,9 @@ def read_nvidia_modules(line: Line) -> Iterator[Reading]:
     if device and _POWER_STATE.search(device[2]):
         attributes = {"device": "gpu", "text": device[2]}
         yield Reading("pci_power_state_failure", attributes, pci=normalise_pci(device[1]))
+    elif device and (missing := _FIRMWARE_FILE.search(device[2])):
+        attributes = {"stage": "firmware_file", "text": device[2], "file": missing[1]}
+        yield Reading("gpu_init_failure", attributes, pci=normalise_pci(device[1]))
     elif _UNLOADED.match(text):
         yield Reading("driver_unloaded")
     elif _MODULE_ERROR.match(text):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aggregator.rules.finding import Rule
-from aggregator.rules.multi import application, bus, firmware, memory, nvlink, planned, thermal
+from aggregator.rules.multi import application, bus, firmware, host, memory, nvlink, planned, thermal
 
 ALL: tuple[Rule, ...] = (
     *memory.RULES,
@@ -12,5 +12,6 @@ ALL: tuple[Rule, ...] = (
     *firmware.RULES,
     *application.RULES,
     *thermal.RULES,
+    *host.RULES,
     *planned.RULES,
 )

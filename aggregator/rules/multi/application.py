@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aggregator.model import Action, FaultClass, Resolution, Severity
+from aggregator.model import Action, FaultClass, Resolution, Scalar, Severity, Signal
 from aggregator.rules.burst import Burst, Reading
 from aggregator.rules.context import Context
 from aggregator.rules.finding import Finding, Rule, others
@@ -53,9 +53,48 @@ def _explanation(faults: tuple[Reading, ...], gpus: int) -> str:
 
 
 def _questions(faults: tuple[Reading, ...], context: Context) -> tuple[str, ...]:
-    if any(reading.signal.name in context.earlier_codes for reading in faults):
+    if any(context.happened_before(reading.signal.name) for reading in faults):
         return ("Did different programs fail on this GPU, or always the same one? Job history tells.",)
     return ()
+
+
+def one_place(burst: Burst, context: Context) -> Finding | None:
+    """13 at one place of one GPU under different programs: programs differ, the place does not, so the place is suspect."""
+    cause = tuple(r for r in burst.of("xid", 13) if len(_programs_at(_place(r.signal), burst, context)) > 1)
+    if not cause:
+        return None
+    gpc, tpc = _place(cause[0].signal)[1:]
+    programs = sorted(_programs_at(_place(cause[0].signal), burst, context))
+    return Finding(
+        rule_id="application/one_place",
+        priority=49,
+        severity=Severity.WARNING,
+        fault_class=FaultClass.HARDWARE,
+        action=Action.NONE,
+        resolutions=(Resolution.RUN_DIAG, Resolution.INVESTIGATE),
+        confidence=0.7,
+        cause=cause,
+        consequences=others(burst, cause),
+        explanation=f"It came back at GPC {gpc}, TPC {tpc} under different programs ({', '.join(programs[:4])}): "
+        "a program's bug is not bound to one place.",
+        recurrence_advice="If the diagnostics pass, run the vendor's field diagnostics before this GPU is trusted again.",
+        do_not=(Resolution.RMA, Resolution.RESET_GPU, Resolution.REBOOT),
+        permits=(Resolution.CORDON, Resolution.DRAIN),
+    )
+
+
+def _place(signal: Signal) -> tuple[Scalar, Scalar, Scalar]:
+    """The GPU and the part of it that an exception names."""
+    return (signal.pci or signal.gpu_uuid, signal.attributes.get("gpc"), signal.attributes.get("tpc"))
+
+
+def _programs_at(place: tuple[Scalar, Scalar, Scalar], burst: Burst, context: Context) -> set[str]:
+    """The programs that met an exception there, now and in earlier incidents; none where the place is not known."""
+    if None in place:
+        return set()
+    known = (*context.earlier, *(reading.signal for reading in burst.of("xid", 13)))
+    there = (signal for signal in known if signal.kind == "xid" and signal.code == 13 and _place(signal) == place)
+    return {str(signal.attributes["process"]) for signal in there if signal.attributes.get("process")}
 
 
 def cleanup_alone(burst: Burst, _: Context) -> Finding | None:
@@ -80,4 +119,4 @@ def cleanup_alone(burst: Burst, _: Context) -> Finding | None:
     )
 
 
-RULES: tuple[Rule, ...] = (crash, cleanup_alone)
+RULES: tuple[Rule, ...] = (crash, one_place, cleanup_alone)

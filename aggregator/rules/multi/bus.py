@@ -48,7 +48,7 @@ def _explanation(burst: Burst, *, several: bool) -> str:
 
 
 def _again(context: Context) -> str:
-    if "xid 79" in context.earlier_codes:
+    if context.happened_before("xid 79"):
         return "It happened before on this GPU: reseat it, check power and firmware, then run field diagnostics on the board."
     return "If it comes back after a reboot, reseat the GPU, check its power and cabling, then contact support."
 

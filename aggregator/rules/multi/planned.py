@@ -44,4 +44,26 @@ def driver_change(burst: Burst, context: Context) -> Finding | None:
     )
 
 
-RULES: tuple[Rule, ...] = (driver_change,)
+def links_taken_down(burst: Burst, context: Context) -> Finding | None:
+    """Software took NVLinks down while the driver was unloaded: unloading does that."""
+    cause = burst.of("xid", 155)
+    change = tuple(r for r in burst.context if r.signal.kind == "driver_unloaded")
+    if not cause or others(burst, (*cause, *burst.kinds(*TRACES))) or not (change or context.planned_state):
+        return None
+    return Finding(
+        rule_id="planned/links_taken_down",
+        priority=97,
+        severity=Severity.INFO,
+        fault_class=FaultClass.NVLINK,
+        action=Action.NONE,
+        resolutions=(Resolution.MONITOR,),
+        confidence=0.8,
+        cause=cause,
+        consequences=others(burst, cause),
+        explanation="The driver was unloaded at that time, and takes its links down then.",
+        recurrence_advice="If links go down while the driver stays loaded, find the software that takes them down.",
+        do_not=(Resolution.RMA, Resolution.REBOOT, Resolution.POWER_CYCLE),
+    )
+
+
+RULES: tuple[Rule, ...] = (driver_change, links_taken_down)
