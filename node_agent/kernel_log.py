@@ -17,6 +17,7 @@ from node_agent.evidence import KernelRecord, Storm
 
 CURSOR = "kmsg"  # how the spool calls the place that reading has come to
 LINES_PER_MINUTE = 200  # exact-distinct lines of one minute of kernel time that are sent; the rest is counted
+OPENINGS_PER_MINUTE = 50  # lines that are sent beyond these because none before began like them
 USEC_PER_MINUTE = 60_000_000
 
 # Broad on purpose: a line too many costs some bytes, a line too few is never seen. Lower case; a token covers whatever contains it.
@@ -91,6 +92,9 @@ def _unescaped(escape: re.Match[bytes]) -> bytes:
 class StormMeter:
     """Decides what is sent of one minute of kernel time: up to 200 lines that differ; the rest is counted.
 
+    One chatty fault must not hide another: beyond the 200, up to 50 lines are sent that are the first of their minute to begin as
+    they do, up to their first comma, where an XID's line has named its GPU and code.
+
     The same records in the same order give the same decisions, and `state` carries them over a restart: so ids stay, and no count
     starts again in the middle of a minute.
     """
@@ -99,11 +103,14 @@ class StormMeter:
         """Raises KeyError, TypeError or ValueError for a state that is none."""
         self._minute = 0
         self._sent: dict[bytes, None] = {}
+        self._openings: dict[bytes, None] = {}
+        self._beyond = 0
         self._storm: Storm | None = None
         if state is not None:
-            digests = bytes.fromhex(state["sent"])
             self._minute = int(state["minute"])
-            self._sent = dict.fromkeys(digests[at : at + 8] for at in range(0, len(digests), 8))
+            self._sent = _digests(state["sent"])
+            self._openings = _digests(state["openings"])
+            self._beyond = int(state["beyond"])
             self._storm = None if state["storm"] is None else Storm(self._minute, *state["storm"])
 
     @property
@@ -111,7 +118,13 @@ class StormMeter:
         """What another meter needs to go on. For JSON."""
         storm = self._storm
         counts = storm and [storm.suppressed_count, storm.first_seq, storm.last_seq, storm.last_line]
-        return {"minute": self._minute, "sent": b"".join(self._sent).hex(), "storm": counts}
+        return {
+            "minute": self._minute,
+            "sent": b"".join(self._sent).hex(),
+            "openings": b"".join(self._openings).hex(),
+            "beyond": self._beyond,
+            "storm": counts,
+        }
 
     @property
     def counting(self) -> bool:
@@ -134,20 +147,45 @@ class StormMeter:
     def admit(self, line: str | bytes, seq: int) -> bool:
         """Whether a record of the present minute is sent; else it is counted."""
         text = line if isinstance(line, bytes) else line.encode("utf-8", "surrogateescape")
-        digest = blake2b(text, digest_size=8).digest()
-        if digest not in self._sent and len(self._sent) < LINES_PER_MINUTE:
-            self._sent[digest] = None
+        if self._has_room_for(text):
             return True
         storm = self._storm
         first_seq, count = (storm.first_seq, storm.suppressed_count) if storm else (seq, 0)
         self._storm = Storm(self._minute, count + 1, first_seq, seq, text.decode("utf-8", "surrogateescape"))
         return False
 
+    def _has_room_for(self, text: bytes) -> bool:
+        """Whether it is sent; if so, it has taken its room."""
+        digest = _digest(text)
+        if digest in self._sent:
+            return False
+        opening, comma, _ = text.partition(b",")
+        begins_anew = bool(comma) and (opened := _digest(opening)) not in self._openings
+        if len(self._sent) >= LINES_PER_MINUTE + self._beyond:
+            if not begins_anew or self._beyond >= OPENINGS_PER_MINUTE:
+                return False
+            self._beyond += 1
+        self._sent[digest] = None
+        if begins_anew:
+            self._openings[opened] = None
+        return True
+
     def _end(self, minute: int) -> Storm | None:
         storm, self._storm = self._storm, None
         self._sent.clear()
+        self._openings.clear()
+        self._beyond = 0
         self._minute = minute
         return storm
+
+
+def _digest(text: bytes) -> bytes:
+    return blake2b(text, digest_size=8).digest()
+
+
+def _digests(state: str) -> dict[bytes, None]:
+    joined = bytes.fromhex(state)
+    return dict.fromkeys(joined[at : at + 8] for at in range(0, len(joined), 8))
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from node_agent.evidence import Storm
-from node_agent.kernel_log import LINES_PER_MINUTE, KernelCursor, StormMeter
+from node_agent.kernel_log import LINES_PER_MINUTE, OPENINGS_PER_MINUTE, KernelCursor, StormMeter
 
 MINUTE = 60_000_000
 
@@ -40,9 +40,29 @@ def test_what_is_sent_and_what_is_counted_make_up_everything() -> None:
     assert storms[-1] == Storm(3, 4, 1001, 1004, "again")
 
 
-@pytest.mark.parametrize("restart_at", [1, 150, 201, 599, 600, 601, 999, 1003])
-def test_a_restart_in_the_middle_changes_nothing(restart_at: int) -> None:
-    assert run(STORMY, restart_at) == run(STORMY)
+CHATTY = [(n, f"NVRM: Xid (PCI:0000:18:00): 13, Graphics SM Warp Exception on SM {n}") for n in range(300)]
+
+
+def test_a_chatty_fault_does_not_hide_another() -> None:
+    """An application error of one GPU writes a line for each of its units; another GPU that falls off the bus meanwhile is seen."""
+    lost = [(301, f"NVRM: Xid (PCI:0000:2a:00): 79, pid={n}, GPU has fallen off the bus.") for n in range(2)]
+    sent, (storm,) = run([*CHATTY, *lost])
+    assert sent == [*range(LINES_PER_MINUTE), 300]
+    assert storm.suppressed_count == 300 - LINES_PER_MINUTE + 1
+
+
+def test_lines_that_all_begin_anew_are_bounded_too() -> None:
+    sent, _ = run([*CHATTY, *((400, f"NVRM: Xid (PCI:0000:2a:00): {n}, x") for n in range(300))])
+    assert len(sent) == LINES_PER_MINUTE + OPENINGS_PER_MINUTE
+
+
+ANEW = [*CHATTY, *((400, f"NVRM: Xid (PCI:0000:2a:00): {n % 100}, x") for n in range(300))]
+
+
+@pytest.mark.parametrize("records", [STORMY, ANEW])
+@pytest.mark.parametrize("restart_at", [1, 150, 201, 310, 350, 599, 600, 601, 999, 1003])
+def test_a_restart_in_the_middle_changes_nothing(records: list[tuple[int, str]], restart_at: int) -> None:
+    assert run(records, restart_at) == run(records)
 
 
 def test_the_same_line_comes_again_in_the_next_minute() -> None:
