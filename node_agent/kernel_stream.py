@@ -135,19 +135,36 @@ class _Fifo:
 
 
 class _File:
-    """A file that may grow; one that became shorter is read anew."""
+    """A file that may grow; one that became shorter, or took the place of the one before, is read anew."""
 
     is_device = False
     replays = True
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._path = path
+        self._descriptor = _open_file(path)
         self._position = 0
         self._lines = _Lines()
 
     def read(self, limit: int) -> list[bytes]:
         if os.fstat(self._descriptor).st_size < self._position:
             self._position, self._lines = 0, _Lines()
+        return self._read_on(limit) or self._read_successor(limit)
+
+    def _read_successor(self, limit: int) -> list[bytes]:
+        """Read on in the file that has the path now. Raises FileNotFoundError when none has."""
+        try:
+            successor, present = self._path.stat(), os.fstat(self._descriptor)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(error.errno, f"no kernel log: {self._path} does not exist: {_WAY_OUT}") from error
+        if (successor.st_dev, successor.st_ino) == (present.st_dev, present.st_ino):
+            return []
+        descriptor = _open_file(self._path)
+        os.close(self._descriptor)
+        self._descriptor, self._position, self._lines = descriptor, 0, _Lines()
+        return self._read_on(limit)
+
+    def _read_on(self, limit: int) -> list[bytes]:
         records: list[bytes] = []
         while len(records) < limit:
             data = os.pread(self._descriptor, READ_BYTES, self._position)
@@ -162,6 +179,10 @@ class _File:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _open_file(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO that took its place must not block
 
 
 async def _readable(descriptor: int) -> None:

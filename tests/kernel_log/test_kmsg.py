@@ -268,6 +268,25 @@ class TestFile:
         assert parts == whole
         assert len(set(whole)) == len(whole)
 
+    async def test_one_that_takes_its_place_is_read(self, tmp_path: Path, spool: Spool) -> None:
+        """A log that is rotated goes on."""
+        path, successor = tmp_path / "kmsg", tmp_path / "new"
+        path.write_text(xid(1) + xid(2))
+        async with collecting(path, spool) as watch:
+            await watch.until(lambda watch: seqs(watch) == [1, 2])
+            successor.write_text(xid(3))
+            successor.rename(path)
+            await watch.until(lambda watch: seqs(watch) == [1, 2, 3])
+
+    async def test_one_that_is_taken_away_is_a_failure(self, tmp_path: Path, spool: Spool) -> None:
+        path = tmp_path / "kmsg"
+        path.write_text(xid(1))
+        collecting_it = asyncio.create_task(KmsgCollector(path, boot_id=BOOT_ID, spool=spool).collect(print))
+        await asyncio.sleep(0.1)
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=r"no kernel log: .* does not exist"):
+            await asyncio.wait_for(collecting_it, 5)
+
     async def test_one_that_became_shorter_is_read_anew(self, tmp_path: Path, spool: Spool) -> None:
         path = tmp_path / "kmsg"
         path.write_text(xid(1) + xid(2))
