@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from aggregator.model import Phase, Severity, Signal, Trust
 from aggregator.rules.catalog import CODED, Catalog, Entry
+from aggregator.rules.ports import attributed
 from aggregator.rules.refine import refine
 
 
@@ -73,7 +74,7 @@ def read(signal: Signal, catalog: Catalog) -> Reading:
 
 def burst_of(signals: Iterable[Signal], catalog: Catalog) -> Burst:
     """Sort signals into the order of events and apart by what they say."""
-    ordered = sorted(signals, key=event_order)
+    ordered = attributed(sorted(signals, key=event_order))
     readings = [read(s, catalog) for s in ordered if s.trust is not Trust.TENANT and s.phase is not Phase.ENDED]
     return Burst(
         faults=tuple(r for r in readings if r.entry.severity is not Severity.OK),

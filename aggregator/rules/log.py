@@ -15,6 +15,7 @@ from aggregator.rules.gathered import Gathered
 from aggregator.rules.grammar.nvidia_smi import Tables
 from aggregator.rules.grammar.reading import Grammar, Line, Reading
 from aggregator.rules.names import Names
+from aggregator.rules.ports import attributed
 from aggregator.rules.reader import readings_of, trust_of
 from aggregator.rules.words import grammars_for, stems_in
 
@@ -67,7 +68,7 @@ class LogReader:
 
     def signals(self) -> tuple[Signal, ...]:
         """What was read so far, in order, with every name that the text gave."""
-        return self._names.resolved(self._gathered.signals())
+        return tuple(attributed(self._names.resolved(self._gathered.signals())))
 
     @property
     def signals_dropped(self) -> int:

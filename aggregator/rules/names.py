@@ -44,7 +44,13 @@ class Names:
 
     def resolved(self, signals: Iterable[Signal]) -> tuple[Signal, ...]:
         """Signals with the address and UUID of their GPU, where the text gave them anywhere."""
-        return tuple(self._resolve(signal) for signal in signals)
+        return tuple(self._resolve(signal) for signal in signals if not self._about_nobody_knows_what(signal))
+
+    def _about_nobody_knows_what(self, signal: Signal) -> bool:
+        """A link's speed matters where it is a GPU's: the line does not say, another one may."""
+        if signal.kind != "pcie_gpu_degraded" or signal.attributes.get("device") != "unknown":
+            return False
+        return (signal.node, signal.pci or "") not in self._gpus
 
     def _resolve(self, signal: Signal) -> Signal:
         pci = signal.pci or self._behind_port(signal) or self._address(signal)

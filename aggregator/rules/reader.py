@@ -35,7 +35,13 @@ _TEXT_KINDS = frozenset(("kernel_line", "previous_boot_line"))
 def read(evidence: Evidence) -> tuple[Signal, ...]:
     """The signals of one stored fact, in the order they stand in it; ids are the evidence's, with `#n` from the second on."""
     readings = _of_text(evidence) if evidence.text is not None else [_typed(evidence)]
-    return tuple(_signal(evidence, reading, number) for number, reading in enumerate(readings, start=1))
+    known = (reading for reading in readings if evidence.gpu is not None or not _of_an_unknown_device(reading))
+    return tuple(_signal(evidence, reading, number) for number, reading in enumerate(known, start=1))
+
+
+def _of_an_unknown_device(reading: Reading) -> bool:
+    """A slow link that the kernel found before any driver did: a log may tell elsewhere what it leads to, one fact does not."""
+    return reading.kind == "pcie_gpu_degraded" and reading.attributes.get("device") == "unknown"
 
 
 def readings_of(line: Line, grammars: Iterable[Grammar]) -> list[Reading]:

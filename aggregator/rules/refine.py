@@ -28,8 +28,39 @@ def _sxid(signal: Signal, entry: Entry) -> Entry:
             weight=max(entry.weight, 70),
         )
     if fatal is False and entry.severity is Severity.CRITICAL:
-        return replace(entry, severity=Severity.WARNING, action=Action.NONE, weight=min(entry.weight, 40))
+        return replace(
+            entry,
+            severity=Severity.WARNING,
+            action=Action.NONE,
+            resolutions=(Resolution.MONITOR, Resolution.INVESTIGATE),
+            weight=min(entry.weight, 40),
+        )
     return entry
+
+
+# 74's registers by "register:bit", as NVIDIA's catalog lists them for Hopper. What is not listed here keeps the table's advice.
+_LINK_IGNORED = frozenset(("1:0", "1:23", "1:30"))
+_LINK_THRESHOLDS = frozenset(("5:20", "5:23", "5:26", "5:29"))  # ECC counts crossed a threshold: the link goes on
+_LINK_SYMPATHETIC = frozenset(("1:1", "1:20", "4:16", "4:17"))  # another device's error, seen from here
+
+
+def _link_registers(signal: Signal, entry: Entry) -> Entry:
+    """74: some bits are counted, or belong to the other end's error; a reset of this GPU would repair nothing."""
+    bits = frozenset(str(signal.attributes.get("register_bits") or "").split(",")) - {""}
+    if not bits or bits - _LINK_IGNORED - _LINK_THRESHOLDS - _LINK_SYMPATHETIC:
+        return entry
+    other_end = bool(bits & _LINK_SYMPATHETIC)
+    return replace(
+        entry,
+        severity=Severity.WARNING if bits - _LINK_IGNORED else Severity.INFO,
+        action=Action.NONE,
+        resolutions=(Resolution.INVESTIGATE, Resolution.MONITOR) if other_end else (Resolution.MONITOR,),
+        do_not=(Resolution.RESET_GPU, Resolution.RMA),
+        note="Its registers speak of another device's error: look for the first report of this link's other end."
+        if other_end
+        else "Its registers only count: the link goes on working.",
+        weight=min(entry.weight, 30),
+    )
 
 
 def _row_remap(signal: Signal, entry: Entry) -> Entry:
@@ -79,9 +110,9 @@ def _recovery_action(signal: Signal, entry: Entry) -> Entry:
 
 def _nvlink5(signal: Signal, entry: Entry) -> Entry:
     """144-150: most codes have harmless and fatal rows; the decoded row and the line's own word decide."""
-    immediate = str(signal.attributes.get("immediate") or "")
-    fatal = signal.attributes.get("fatal") is True
-    if immediate and set(immediate.split("|")) == {"IGNORE"}:
+    immediate = frozenset(str(signal.attributes.get("immediate") or "").split("|")) - {""}
+    fatal = signal.attributes.get("fatal")
+    if immediate == {"IGNORE"}:
         return replace(
             entry,
             severity=Severity.WARNING if fatal else Severity.INFO,
@@ -90,6 +121,15 @@ def _nvlink5(signal: Signal, entry: Entry) -> Entry:
             do_not=(*entry.do_not, Resolution.RESET_GPU),
             weight=min(entry.weight, 30),
         )
+    if fatal is not True and immediate and immediate <= {"IGNORE", "XID_154_EVAL"}:
+        return replace(  # a 154 names what to do; without one only the application has to begin anew
+            entry,
+            severity=Severity.WARNING,
+            action=Action.NONE,
+            resolutions=(Resolution.RESTART_APP, Resolution.INVESTIGATE, Resolution.MONITOR),
+        )
+    if fatal is False and not immediate:
+        return replace(entry, resolutions=(Resolution.INVESTIGATE, Resolution.MONITOR))
     if fatal or "RESET_GPU" in immediate:
         return replace(
             entry,
@@ -185,6 +225,13 @@ def _margin(signal: Signal, entry: Entry) -> Entry:
     )
 
 
+def _other_device(signal: Signal, entry: Entry) -> Entry:
+    """A fatal error of another device is worth a look at that device."""
+    if signal.attributes.get("would_be") != "pcie_aer_fatal":
+        return entry
+    return replace(entry, severity=Severity.WARNING, resolutions=(Resolution.INVESTIGATE, Resolution.CHECK_MECHANICALS))
+
+
 def _cuda_error(signal: Signal, entry: Entry) -> Entry:
     """An uncorrectable ECC error that a program was told of is a memory fault, whoever tells it."""
     error = str(signal.attributes.get("error") or "").lower()
@@ -204,6 +251,7 @@ def _cuda_error(signal: Signal, entry: Entry) -> Entry:
 _REFINEMENTS: Mapping[tuple[str, int | None], Callable[[Signal, Entry], Entry]] = {
     ("sxid", None): _sxid,
     ("xid", 64): _row_remap,
+    ("xid", 74): _link_registers,
     ("xid", 154): _recovery_action,
     ("recovery_action", None): _recovery_action,
     ("ecc_uncorrectable", None): _counted_ecc,
@@ -213,5 +261,6 @@ _REFINEMENTS: Mapping[tuple[str, int | None], Callable[[Signal, Entry], Entry]] 
     ("host_machine_check", None): _hardware_error,
     ("thermal_margin_violation", None): _margin,
     ("cuda_error", None): _cuda_error,
+    ("pcie_error_other_device", None): _other_device,
     **{("xid", code): _nvlink5 for code in range(144, 151)},
 }

@@ -18,7 +18,7 @@ STEMS = (
     "pcie", "aer:", "dpc:", "cmpltto", "sdes", "flr", "temperature", "thermal", "slowdown", "suppressed",
     "repeated", "oops", "lockup", "rcu", "edac", "panic", "killed", "blocked for", "protection", "unable to",
     "segfault", "xfs (", "reboot:", "version", "mlx", "bnxt", "cuda", "dcgm", "nccl", "fabric", "nouveau",
-    "i915", "habana", "tesla", '"pri":', "dmar", "amd-vi", "smmu", "driver not", "(rev ff)",
+    "i915", "habana", "tesla", "imex", "psu", "[10de:", '"pri":', "dmar", "amd-vi", "smmu", "driver not", "(rev ff)",
     *JOURNAL_BYTES_WORDS,
 )  # fmt: skip
 

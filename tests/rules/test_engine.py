@@ -21,6 +21,8 @@ SWITCH = "nvidia-nvswitch1: SXid (PCI:0000:87:00.0): 24007, Fatal, Link 30 sourc
 PEER = "nvidia-nvswitch0: SXid (PCI:0000:87:00.0): 20034, Fatal, Link 30 LTSSM Fault Up"
 LOST = "GPU has fallen off the bus."
 NETIR = "NETIR_LINK_EVT {} XC0 i0 Link 00 ({} 0x00000000 0x00000000 0x00000000 0x00000000 0x00000000)"
+REMAP5 = "RLW_REMAP Nonfatal XC0 i0 Link 02 (0x00000004 {} 0x00000000 0x00000000 0x00000000 0x00000000)"
+REGISTERS = "NVLink: fatal error detected on link 6({})"
 CHECK = "mce: [Hardware Error]: CPU 33: Machine Check Exception: 5 Bank 6: be00000000800400"
 PANIC = "Kernel panic - not syncing: Fatal machine check"
 FIRMWARE = (
@@ -68,6 +70,14 @@ FIRMWARE = (
         pytest.param(["nvidia 0000:17:00.0: Direct firmware load for nvidia/550.90.07/gsp_ga10x.bin failed with error -2", "NVRM: GPU 0000:17:00.0: RmInitAdapter failed! (0x61:0x56:1697)"], "critical", "driver", "drain", "update_driver", "catalog/gpu_init_failure", id="a firmware file that is missing is no broken board"),
         pytest.param([xid(149, NETIR.format("Fatal", "0x02601c11"))], "warning", "nvlink", "none", "monitor", "catalog/xid/149", id="the decoded row says ignore, whatever the line calls it"),
         pytest.param([xid(149, NETIR.format("Fatal", "0x02001c11"))], "critical", "nvlink", "drain", "reset_gpu", "catalog/xid/149", id="the decoded row says reset"),
+        pytest.param([xid(145, REMAP5.format("0x00000004"))], "warning", "nvlink", "none", "restart_app", "catalog/xid/145", id="the decoded row leaves it to a 154 that did not come"),
+        pytest.param([xid(145, "RLW_NOWHERE Nonfatal XC0 i0 Link 02 (0x00000001 0x00000001)")], "warning", "nvlink", "none", "investigate", "catalog/xid/145", id="a non-fatal error that no row describes"),
+        pytest.param([xid(74, REGISTERS.format("0x100002, 0x0, 0x0, 0x30000, 0x0"))], "warning", "nvlink", "none", "investigate", "catalog/xid/74", id="the registers speak of the other end's error"),
+        pytest.param([xid(74, REGISTERS.format("0x1, 0x0, 0x0, 0x0, 0x100000"))], "warning", "nvlink", "none", "monitor", "catalog/xid/74", id="the registers count towards a threshold"),
+        pytest.param([xid(74, REGISTERS.format("0x1, 0x0, 0x0, 0x0, 0x0"))], "info", "nvlink", "none", "monitor", "catalog/xid/74", id="the registers hold what the vendor ignores"),
+        pytest.param([xid(74, REGISTERS.format("0x10002, 0x0, 0x0, 0x0, 0x0"))], "critical", "nvlink", "cordon", "reset_gpu", "catalog/xid/74", id="one bit of this end's own hardware decides"),
+        pytest.param(["nvidia-nvswitch1: SXid (PCI:0000:87:00.0): 24007, Non-fatal, Link 30 sourcetrack timeout error"], "warning", "nvlink", "none", "monitor", "catalog/sxid/24007", id="the line's own Non-fatal outranks the table"),
+        pytest.param([typed("fabric_manager_not_needed", None), typed("fabric_manager_failed", None)], "info", "none", "none", "none", "nvlink/fabric_manager_not_needed", id="no NVSwitch, nothing to manage"),
         pytest.param([xid(154, "GPU recovery action changed from 0x0 (None) to 0x9 (Recalibrate)")], "warning", "unknown", "none", "investigate", "catalog/xid/154", id="an action that nobody documents is not guessed at"),
         pytest.param([xid(154, "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)")], "info", "none", "none", "none", "catalog/xid/154", id="the driver asks for nothing any more"),
         pytest.param([xid(155, "NVLink: SW Defined Error on link 3"), "nvidia-nvlink: Unregistered Nvlink Core, major device number 511"], "info", "nvlink", "none", "monitor", "planned/links_taken_down", id="unloading the driver takes links down"),
@@ -88,6 +98,21 @@ def test_combinations_give_the_verdict_they_must(
     verdict = judged(*facts)
     got = (verdict.severity, verdict.fault_class, verdict.action, verdict.resolutions[0], verdict.rule_ids[0])
     assert got == (severity, fault_class, action, first, rule)
+
+
+def test_a_port_s_report_of_a_nic_s_error_is_the_nic_s() -> None:
+    """Two facts of one incident: only the second tells whose address the first one names."""
+    port = "pcieport 0000:b0:01.0: AER: Uncorrectable (Fatal) error message received from 0000:b1:00.0"
+    nic = (
+        "mlx5_core 0000:b1:00.0: PCIe Bus Error: severity=Uncorrectable (Fatal), type=Transaction Layer, (Requester ID)"
+    )
+    assert judged(port).severity is Severity.CRITICAL
+    both = judged(port, nic)
+    assert (both.severity, both.action, both.rule_ids[0]) == (
+        Severity.WARNING,
+        Action.NONE,
+        "catalog/pcie_error_other_device",
+    )
 
 
 def test_hardware_that_slows_itself_is_hot_whatever_limit_was_set() -> None:

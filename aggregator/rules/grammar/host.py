@@ -147,7 +147,8 @@ _FORMS = (
     form(
         "host_power_event",
         "power",
-        r"power supply.{0,60}(?:fail|lost|absent|predictive)|power.?(?:loss|failure|lost|fail)\b|PSU.{0,40}fail|AC lost",
+        r"power supply.{0,60}(?:fail|lost|absent|predictive)|power.?(?:loss|failure|lost|fail)\b|"
+        r"PSU.{0,40}fail|AC lost(?!.{0,40}de-?assert)",
     ),
     form(
         "host_shutdown",

@@ -46,6 +46,7 @@ _BANDWIDTH = re.compile(
     rf"(?: at (?P<limited_by>{FULL_PCI}))?)?"
     r"(?: \(capable of \d+\.\d+ Gb/s with (?P<speed_max>\d+(?:\.\d+)?) GT/s PCIe x(?P<width_max>\d+) link\))?"
 )
+_FOUND = re.compile(rf"pci (?P<bdf>{FULL_PCI}): \[10de:[0-9a-f]{{4}}\] type \d\d class 0x03")
 _BY_NAME = {"cmpltto": "pcie_completion_timeout", "completion timeout": "pcie_completion_timeout"}
 _SURPRISE = ("sdes", "surprise down", "surpdn", "surprisedown")
 
@@ -172,7 +173,16 @@ def _bandwidth(text: str, device: str, pci: str | None) -> Reading | None:
     )
     if device == "nic":
         return Reading("nic_pcie_degraded", attributes | present(bdf=pci))
-    return Reading("pcie_gpu_degraded", {"device": device} | attributes, pci=pci) if device == "gpu" else None
+    return (
+        Reading("pcie_gpu_degraded", {"device": device} | attributes, pci=pci) if device in ("gpu", "unknown") else None
+    )
+
+
+def read_enumeration(line: Line) -> Iterator[Reading]:
+    """The kernel names what it finds on the bus: an NVIDIA display device is a GPU, whatever driver it will get."""
+    found = _FOUND.match(line.text)
+    if found:
+        yield Reading("gpu_identity", pci=normalise_pci(found["bdf"]))
 
 
 def _other(text: str, device: str, pci: str | None) -> Reading | None:
@@ -210,5 +220,6 @@ GRAMMARS = (
         ),
         read_pcie,
     ),
+    Grammar("enumeration", ("[10de:",), read_enumeration),
     Grammar("iommu", ("dmar:", "amd-vi", "arm-smmu"), read_iommu),
 )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aggregator.rules.grammar.forms import Attributes, first, form
+from aggregator.rules.grammar.forms import Attributes, constant, first, form, named
 from aggregator.rules.grammar.reading import (
+    FULL_PCI,
     PROGRAM_LINES,
     Grammar,
     Line,
@@ -77,6 +78,12 @@ _LIMITS = (
     ),
     form(
         "thermal_violation",
+        "thermal violations",
+        r"Detected thermal violations totaling [\d.]{1,12} seconds(?: on(?: GPU (?P<index>\d{1,3}))?)?",
+        named("index"),
+    ),
+    form(
+        "thermal_violation",
         "dcgm_fr_thermal|gpu_temp_|temperature",
         r"DCGM_FR_THERMAL|GPU_TEMP_\w{2,40}VIOLATION|(?:gpu|memory|hbm) temperature .{0,60}(?:exceed|above|over)",
     ),
@@ -86,7 +93,7 @@ _DCGM_ERROR = re.compile(r"\bDCGM_FR_[A-Z0-9_]{2,60}\b")
 _DCGM_FAILED = re.compile(r"\bdcgmi? (?:diag|health).{0,60}\bfail", re.I)
 _CUDA = re.compile(
     r"CUDA error(?: \d{1,4})?:? ?(?P<words>[\w ,'-]{3,120})|\b(?P<name>CUDA_ERROR_[A-Z_]{3,60}|cudaError[A-Z]\w{3,60})\b|"
-    r"CUDA (?:driver|runtime) .{0,40}(?P<failure>fail\w{0,4}|error)"
+    r"CUDA (?:driver|runtime) .{0,40}(?P<failure>fail\w{0,4}|error)|CUDA (?P<memory>out of memory)"
 )
 
 _MENTION = re.compile(
@@ -101,6 +108,9 @@ _NOT_A_REPORT = re.compile(
     re.I,
 )
 _WINDOWS_EVENT = re.compile(r"Event ?(?:ID)?:? ?(\d{1,5})", re.I)
+_RESET_REFUSED = (
+    form("gpu_reset_failed", "in use by", rf"^GPU {FULL_PCI}: In use by another client", constant(in_use=True)),
+)
 _RESET_DONE = re.compile(
     r"GPU reset executed: ?(?P<uuid>GPU-[0-9a-fA-F-]{8,40})?,? ?success: ?(?P<ok>true|false)|"
     r"GPU [0-9A-Fa-f:.]{7,16} was successfully reset"
@@ -143,7 +153,7 @@ def read_cuda(line: Line) -> Iterator[Reading]:
     found = _CUDA.search(line.text)
     if found is None or line.origin is Origin.KERNEL:
         return
-    error = (found["words"] or found["name"] or found["failure"] or "").strip()
+    error = (found["words"] or found["name"] or found["failure"] or found["memory"] or "").strip()
     yield Reading(
         "cuda_error", present(error=error, text=line.text), pci=pci_in(line.text), gpu_uuid=uuid_in(line.text)
     )
@@ -168,10 +178,26 @@ def read_windows(line: Line) -> Iterator[Reading]:
     yield Reading("nvlddmkm_event", present(event_id=int(event[1]) if event else None, text=line.text))
 
 
+_POWER_SUPPLY = re.compile(
+    r"power supply.{0,80}?(?<!un)(?:fail(?:ed|ure)|AC lost|input lost|lost|predictive)(?!.{0,60}(?:de-?assert|restored))|"
+    r"PSU.{0,40}fail",
+    re.I,
+)
+
+
+def read_event_log(line: Line) -> Iterator[Reading]:
+    """What the board controller's event log says of the power supplies, in whatever program's words."""
+    if _POWER_SUPPLY.search(line.text):
+        yield Reading("host_power_event", {"text": line.text})
+
+
 def read_reset(line: Line) -> Iterator[Reading]:
     """Whether a reset that somebody ran worked."""
     found = _RESET_DONE.search(line.text)
     if found is None:
+        refused = first(_RESET_REFUSED, line.text)
+        if refused is not None:
+            yield refused
         return
     failed = (found["ok"] or "true") == "false"
     kind = "gpu_reset_failed" if failed else "gpu_reset_done"
@@ -211,6 +237,7 @@ GRAMMARS = (
         "monitors",
         (
             "thermal margin",
+            "thermal violations",
             "dcgm",
             "gpu_temp_",
             "gpu temperature",
@@ -225,5 +252,6 @@ GRAMMARS = (
     Grammar("cuda", ("cuda",), read_cuda, PROGRAM_LINES),
     Grammar("secondhand", ("xid",), read_secondhand, PROGRAM_LINES),
     Grammar("windows", ("nvlddmkm",), read_windows, PROGRAM_LINES),
-    Grammar("reset", ("gpu reset executed", "successfully reset"), read_reset, PROGRAM_LINES),
+    Grammar("event_log", ("power supply", "psu"), read_event_log, frozenset((Origin.PROGRAM,))),
+    Grammar("reset", ("gpu reset executed", "successfully reset", "gpu 0000"), read_reset, PROGRAM_LINES),
 )

@@ -87,6 +87,10 @@ _FM_FABRIC = re.compile(
     r"nvlink.{0,60}(?:inactive|fail|error|down|degraded)|NVSwitch.{0,40}(?:fatal|failure|lost|degraded))",
     re.I,
 )
+_FM_TRAINING = re.compile(r"(?:connection|link) training failed|failed to train", re.I)
+_IMEX = re.compile(
+    r"\bdegraded\b|connection lost|lost connection|failed to|unavailable|timed? ?out|not ready|\[ERROR\]", re.I
+)
 _FM_PROGRAMS = ("fabricmanager", "nv-fabricmanager", "nvidia-fabricmanager", "nv-fabric")
 _NOT_NEEDED = re.compile(r"NV_WARN_NOTHING_TO_DO|no NVSwitch(?:es)? (?:devices? )?(?:found|detected|present)", re.I)
 _FM_UNIT = re.compile(
@@ -114,8 +118,16 @@ def read_fabric_manager(line: Line) -> Iterator[Reading]:
         yield Reading("fabric_manager_not_needed", {"text": text})
     elif _FM_UNIT.search(text) or (_names_fabric_manager(line, ours) and _FM_FAILED.search(text)):
         yield Reading("fabric_manager_failed", {"text": text})
+    elif ours and _FM_TRAINING.search(text):
+        yield Reading("nvlink_link_training_failed", {"text": text})
     elif ours and _FM_FABRIC.search(text):
         yield Reading("nvlink_fabric_error", {"text": text})
+
+
+def read_imex(line: Line) -> Iterator[Reading]:
+    """The IMEX daemon's own log, about its domain."""
+    if ("imex" in line.program or "IMEX domain" in line.text) and _IMEX.search(line.text):
+        yield Reading("imex_error", {"text": line.text})
 
 
 def _names_fabric_manager(line: Line, ours: bool) -> bool:
@@ -126,4 +138,5 @@ GRAMMARS = (
     Grammar("sxid", ("sxid (",), read_sxid),
     Grammar("nvswitch", ("nvidia-nvswitch",), read_switch),
     Grammar("fabric_manager", ("nvswitch", "fabric", "nvlink", "nv_warn_nothing"), read_fabric_manager, PROGRAM_LINES),
+    Grammar("imex", ("nvidia-imex", "nv-imex", "imex domain"), read_imex, PROGRAM_LINES),
 )

@@ -99,4 +99,25 @@ def fabric_manager(burst: Burst, _: Context) -> Finding | None:
     )
 
 
-RULES: tuple[Rule, ...] = (switch_fault, counted_errors, origin, fabric_manager)
+def not_needed(burst: Burst, _: Context) -> Finding | None:
+    """The fabric manager ends because the host has no NVSwitch: its service is enabled where it has nothing to do."""
+    cause = burst.kinds("fabric_manager_failed")
+    told = tuple(r for r in burst.context if r.signal.kind == "fabric_manager_not_needed")
+    if not cause or not told or others(burst, cause):
+        return None
+    return Finding(
+        rule_id="nvlink/fabric_manager_not_needed",
+        priority=73,
+        severity=Severity.INFO,
+        fault_class=FaultClass.NONE,
+        action=Action.NONE,
+        resolutions=(Resolution.NONE, Resolution.CONFIG_CHANGE),
+        confidence=0.85,
+        cause=told,
+        consequences=cause,
+        explanation="Without an NVSwitch the fabric manager has nothing to manage and ends: harmless. Its service may be disabled.",
+        do_not=(Resolution.RMA, Resolution.RESET_GPU, Resolution.REBOOT),
+    )
+
+
+RULES: tuple[Rule, ...] = (not_needed, switch_fault, counted_errors, origin, fabric_manager)
