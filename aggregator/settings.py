@@ -106,8 +106,10 @@ def _url(value: object) -> object:
         try:
             parts = urlsplit(value)
             port = parts.port
-        except ValueError as error:
-            raise ValueError(f"not a URL: {error}") from error
+        except ValueError:  # its words quote what may be a password
+            raise ValueError(
+                "not a URL: expected one like http://host:9090, a password in it percent-encoded"
+            ) from None
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
             raise ValueError("expected a URL like http://host:9090")
     return value
@@ -264,6 +266,6 @@ def _line(settings: type[_Environment], problem: ErrorDetails) -> str:
         return "\n".join(PREFIX + line for line in said.splitlines())
     name = str(problem["loc"][0])
     annotation = str(settings.model_fields[name].annotation)
-    shown = re.sub(r"//[^/@]*@", "//", str(problem["input"]))[:100]
+    shown = re.sub(r"//.*@", "//", str(problem["input"]), flags=re.DOTALL)[:100]
     given = "" if "Secret" in annotation else f" (it is {shown!r})"
     return f"{PREFIX}{name.upper()}: {said[:1].lower()}{said[1:]}{given}"

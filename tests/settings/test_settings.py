@@ -144,9 +144,10 @@ def test_a_refused_secret_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None
     assert "T0PS3CRET" not in str(refused.value)
 
 
-def test_a_refused_url_is_quoted_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("password", ["T0PS3CRET", "T0PS3CRET/x", "a/T0PS3CRET", "a@T0PS3CRET"])
+def test_a_refused_url_is_quoted_without_its_password(password: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as refused:
-        read(monkeypatch, PROMETHEUS_URL="ftp://user:T0PS3CRET@host")
+        read(monkeypatch, PROMETHEUS_URL=f"ftp://user:{password}@host")
     assert "T0PS3CRET" not in str(refused.value)
 
 
