@@ -10,6 +10,8 @@ import grpc
 
 from aggregator.identity import Forbidden, Unauthenticated
 
+MAX_TEXT = 1000  # characters; a longer one, which repeats what the caller sent, would break gRPC's bound for a status
+
 
 class Refusal(Exception):
     """Ends one call with this status, and touches no other."""
@@ -17,7 +19,7 @@ class Refusal(Exception):
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
         self.code = code
-        self.text = text
+        self.text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
 def invalid(text: str) -> Refusal:

@@ -130,6 +130,11 @@ BAD_REQUESTS = [
         "until is not after",
     ),
     ("ListEvidence", sentinel_pb2.ListEvidenceRequest(kinds=["k"] * 101), "kinds holds more than 100"),
+    (
+        "ListIncidents",
+        sentinel_pb2.ListIncidentsRequest(severities=["ü" * 1_000_000]),
+        "severities: 'üü",
+    ),
     ("ListIncidents", sentinel_pb2.ListIncidentsRequest(severities=["bad"]), "severities: 'bad' is none of critical"),
     ("GetNode", sentinel_pb2.GetNodeRequest(), "node is empty"),
     ("CollectNow", sentinel_pb2.CollectNowRequest(), "node is empty"),
