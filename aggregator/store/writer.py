@@ -86,7 +86,13 @@ class Writer:
         """Wait for room, and queue a delivery; the future is done once it is durable."""
         await self._room.claim(delivery.size)
         done = self._submit(delivery)
-        done.add_done_callback(lambda _: self._room.release(delivery.size))
+
+        def settled(done: asyncio.Future[Receipt]) -> None:
+            self._room.release(delivery.size)
+            if not done.cancelled():
+                done.exception()  # whoever waited may be gone, and its failure is nobody's news then
+
+        done.add_done_callback(settled)
         return done
 
     async def write(self, change: Change[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sqlite3
 import subprocess
@@ -79,6 +80,19 @@ async def test_a_store_that_closes_while_the_disk_is_full_confirms_nothing(
     again = reopen()
     assert await again.read(partial(committed_offsets, node=NODE, spool_ids=["spool-a"])) == {"spool-a": 10}
     await again.close()
+
+
+async def test_a_delivery_that_nobody_waits_for_any_more_fails_in_silence(database: Path) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    store = Store(database, read_record)
+    await store.write(allow_pages(0))
+    await store.append(lines(1, 2000, text="x" * 500))  # its stream ended meanwhile
+    await until_refused(store)
+    await store.close()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert complaints == []
 
 
 async def test_a_writer_that_is_locked_out_waits(store: Store, database: Path) -> None:
