@@ -4,8 +4,8 @@ First every signal is read by itself (the catalog, and its own words). Then the 
 they find. The finding of the highest priority is the verdict; without one, the strongest reading that is no mere consequence is.
 Last a guard removes advice that an entry involved forbids: no rule can recommend what would harm.
 
-Confidence is the prior that the reading is right (catalog, or rule), lowered when a line contradicts its own code, when the code is
-unknown, and when there is a stronger open question. Citations are the ids of the signals that the verdict rests on.
+Confidence is the prior that the reading is right (catalog, or rule), calibrated by how often its family of rules is
+(`calibration`), and lowered when a line contradicts its own code. Citations are the ids of the signals that the verdict rests on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from aggregator.model import SEVERITY_ORDER, Action, FaultClass, Resolution, Severity, Signal, Verdict
 from aggregator.rules import multi, wording
 from aggregator.rules.burst import Burst, Reading, burst_of, event_order
+from aggregator.rules.calibration import calibrated
 from aggregator.rules.catalog import Catalog
 from aggregator.rules.context import EMPTY, Context
 from aggregator.rules.finding import Finding
@@ -25,6 +26,7 @@ NODE_ACTIONS = {
     Action.DRAIN: Resolution.DRAIN,
     Action.REBOOT: Resolution.REBOOT,
 }
+CONTRADICTION = 0.7  # of the confidence is left where a line contradicts its own code
 
 
 def judge(signals: Sequence[Signal], context: Context = EMPTY) -> Verdict:
@@ -67,7 +69,8 @@ def _single(burst: Burst) -> Finding:
         fault_class=lead.entry.fault_class,
         action=lead.entry.action,
         resolutions=lead.entry.resolutions,
-        confidence=lead.entry.confidence * (0.7 if contradicts else 1.0),
+        confidence=lead.entry.confidence,
+        caution=CONTRADICTION if contradicts else 1.0,
         cause=same,
         consequences=rest,
         explanation=wording.contradiction(lead) if contradicts else "",
@@ -90,7 +93,7 @@ def _verdict(finding: Finding, burst: Burst, version: str) -> Verdict:
         resolutions=resolutions,
         root_cause=finding.root_cause or wording.root_cause(finding),
         summary=wording.summary(finding, burst),
-        confidence=round(min(0.99, max(0.01, finding.confidence)), 2),
+        confidence=round(max(0.01, calibrated(finding.rule_id, finding.confidence) * finding.caution), 2),
         citations=tuple(signal.id for signal in sorted(cited.values(), key=event_order)),
         rule_ids=tuple(dict.fromkeys((finding.rule_id, *(_entry_id(reading) for reading in finding.cause)))),
         recurrence_advice=finding.recurrence_advice or finding.cause[0].entry.recurrence_advice,

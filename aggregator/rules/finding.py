@@ -20,9 +20,10 @@ class Finding:
     fault_class: FaultClass
     action: Action
     resolutions: tuple[Resolution, ...]
-    confidence: float
+    confidence: float  # prior: see `calibration`
     cause: tuple[Reading, ...]  # what it blames, earliest first
     consequences: tuple[Reading, ...] = ()  # what follows from the cause
+    caution: float = 1.0  # share of the confidence that is left where the evidence speaks against itself
     root_cause: str = ""  # one sentence; empty: rendered from the cause's entry
     explanation: str = ""  # sentences for the summary
     recurrence_advice: str = ""

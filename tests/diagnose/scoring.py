@@ -84,6 +84,11 @@ def diagnosed(lines: Sequence[str]) -> dict[str, Any]:
     return output
 
 
+def worst(output: dict[str, Any]) -> dict[str, Any]:
+    """The incident that is judged: the worst, of equals the first."""
+    return max(output["incidents"], key=lambda incident: _RANK.index(incident["severity"]), default=_NOTHING)
+
+
 def judged(case: dict[str, Any], output: dict[str, Any]) -> Score:
     """Hold one output against its case's labels; of several incidents the worst is judged, of equals the first."""
     expected = case["expected"]
@@ -91,7 +96,7 @@ def judged(case: dict[str, Any], output: dict[str, Any]) -> Score:
         f"{signal['kind']}:{signal['code']}" if signal["kind"] in ("xid", "sxid") else f"signal:{signal['kind']}"
         for signal in output["signals"]
     }
-    top = max(output["incidents"], key=lambda incident: _RANK.index(incident["severity"]), default=_NOTHING)
+    top = worst(output)
     first, advice = top["resolutions"][0], set(top["resolutions"])
     acceptable = set(expected["acceptable_actions"])
     # The node-level action may carry the advice too; its `none` says only that the node stays in service.

@@ -35,8 +35,7 @@ FLOORS: dict[str, tuple[Callable[[Score], bool], Callable[[Score], bool], int]] 
     "lenient, without": (lambda score: score.lenient, not_coded, 85),
     "strict, without": (lambda score: score.strict, not_coded, 60),
 }
-# The target is 0 in both sets: these are the figures of the day the corpus was written, and may only fall.
-FORBIDDEN_AT_MOST = {"open": 4, "held_out": 2}
+FORBIDDEN_AT_MOST = {"open": 0, "held_out": 0}  # issue 4: none
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +64,9 @@ def test_nine_of_ten_expected_signal_kinds_are_found(every_score: dict[str, list
 
 
 @pytest.mark.parametrize("part", SETS)
-def test_confidence_is_better_than_a_coin(every_score: dict[str, list[Score]], part: str) -> None:
+def test_confidence_is_calibrated(every_score: dict[str, list[Score]], part: str) -> None:
     score = brier(every_score[part])
-    assert score <= 0.2
+    assert score <= 0.1
 
 
 def test_corpus_is_as_large_and_as_negative_as_issue_4_asks() -> None:

@@ -26,6 +26,7 @@ def explain(*words: str, overlay: Path | None = None, columns: int = 100) -> sub
     ("words", "told"),
     [
         (["xid", "79"], ["XID 79", "fallen off the bus", "critical", "pcie", "Reboot the node", "docs.nvidia.com"]),
+        (["XID", "79"], ["XID 79", "fallen off the bus"]),
         (["sxid", "20034"], ["SXid 20034", "critical", "nvlink", "79"]),
         (["signal", "row_remap_failure"], ["replacement", "Attributes", "before: value before"]),
         (["xid", "61", "--generation", "hopper"], ["hopper: the vendor does not list it there"]),
