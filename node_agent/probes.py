@@ -14,15 +14,21 @@ from socketserver import StreamRequestHandler, TCPServer, ThreadingMixIn
 from typing import Any
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.utils import floatToGoString
 
 ALIVE_SECONDS = 10.0
 REQUEST_SECONDS = 5.0
 CONCURRENT_REQUESTS = 8
 MAX_REQUEST_BYTES = 8192  # of one line
 MAX_HEADERS = 100
+CLASSIC_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_CLASSIC = {
+    "counter": ("_total", "counter"),
+    "info": ("_info", "gauge"),
+}  # by type: suffix of the name, type in the text
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +180,19 @@ class _Request(StreamRequestHandler):
 
 
 def _exposition(registry: CollectorRegistry) -> _Page:
-    return _Page("200 OK", generate_latest(registry), CONTENT_TYPE_LATEST)  # type: ignore[no-untyped-call]
+    """All metrics in the classic text format, which every scraper reads (prometheus_client's writer of it costs megabytes)."""
+    lines: list[str] = []
+    for family in registry.collect():
+        suffix, kind = _CLASSIC.get(family.type, ("", family.type))
+        name = f"{family.name}{suffix}"
+        lines += [f"# HELP {name} {family.documentation}", f"# TYPE {name} {kind}"]
+        lines += [f"{sample.name}{_labels(sample.labels)} {floatToGoString(sample.value)}" for sample in family.samples]  # type: ignore[no-untyped-call]
+    return _Page("200 OK", "".join(f"{line}\n" for line in lines).encode(), CLASSIC_CONTENT_TYPE)
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    written = ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels.items())
+    return f"{{{written}}}" if written else ""
 
 
 def _health(vitals: Vitals) -> _Page:

@@ -89,6 +89,20 @@ def test_metrics_say_how_the_agent_stands(served: Served) -> None:
     assert "process_resident_memory_bytes" in text
 
 
+def test_metrics_are_in_the_classic_text_format(served: Served) -> None:
+    """Not every scraper reads OpenMetrics: each sample stands under the TYPE line of its own name, whose type is an old one."""
+    served.vitals = replace(WELL, node='a"b\\c\nd')
+    types, samples = {}, set()
+    for line in served.get("/metrics")[1].splitlines():
+        if line.startswith("# TYPE"):
+            _, _, name, types[name] = line.split()
+        elif not line.startswith("#"):
+            samples.add(line.partition(" ")[0].partition("{")[0])
+    assert set(types) == samples
+    assert set(types.values()) == {"counter", "gauge"}
+    assert r'node="a\"b\\c\nd"' in served.get("/metrics")[1]
+
+
 def test_an_unknown_clock_offset_is_not_zero(served: Served) -> None:
     served.vitals = replace(WELL, clock_offset_seconds=None, clock_error_seconds=None)
     assert "clock_offset" not in served.get("/metrics")[1]
