@@ -19,7 +19,6 @@ CURSOR = "kmsg"  # how the spool calls the place that reading has come to
 LINES_PER_MINUTE = 200  # exact-distinct lines of one minute of kernel time that are sent; the rest is counted
 OPENINGS_PER_MINUTE = 50  # lines that are sent beyond these because none before began like them
 USEC_PER_MINUTE = 60_000_000
-KMSG_CURSOR = "kmsg"  # the spool's name for a KernelCursor
 
 # Broad on purpose: a line too many costs some bytes, a line too few is never seen. Lower case; a token covers whatever contains it.
 _TOKENS = (

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from node_agent.evidence import Fact, Gap, KernelRecord, Report, Storm, TimeBasis, Workload
-from node_agent.kernel_log import LINES_PER_MINUTE, USEC_PER_MINUTE, KernelCursor, keep, parse, pid_of
+from node_agent.kernel_log import CURSOR, LINES_PER_MINUTE, USEC_PER_MINUTE, KernelCursor, keep, parse, pid_of
 from node_agent.kernel_stream import KernelStream, open_stream
 from node_agent.spool import Spool
 
@@ -53,14 +53,14 @@ class KmsgCollector:
                 if records := stream.read(RECORDS_AT_ONCE):
                     for raw in records:
                         reading.take(raw)
-                    self._spool.put_cursor(KMSG_CURSOR, reading.cursor.encode())
+                    self._spool.put_cursor(CURSOR, reading.cursor.encode())
                     await asyncio.sleep(0)
                     continue
                 reading.caught_up()
                 await self._wait(stream, reading)
 
     def _resume(self, report: Report) -> KernelCursor:
-        cursor = KernelCursor.decode(self._spool.get_cursor(KMSG_CURSOR))
+        cursor = KernelCursor.decode(self._spool.get_cursor(CURSOR))
         if cursor is not None and cursor.boot_id == self._boot_id:
             return cursor
         if cursor is not None:  # the boot ended before its last minute did
@@ -76,7 +76,7 @@ class KmsgCollector:
                     await asyncio.sleep(EMPTY_WAKE_SECONDS)
         except TimeoutError:
             reading.end_storms()
-            self._spool.put_cursor(KMSG_CURSOR, reading.cursor.encode())
+            self._spool.put_cursor(CURSOR, reading.cursor.encode())
 
 
 class Reading:

@@ -21,7 +21,7 @@ from typing import Any
 from node_agent.collectors import CollectorAbsent
 from node_agent.evidence import Fact, Gap, Report, TextCapture, TimeBasis
 from node_agent.kernel_log import CURSOR as KMSG_CURSOR
-from node_agent.kernel_log import KMSG_CURSOR, KernelCursor, keep
+from node_agent.kernel_log import KernelCursor, keep
 from node_agent.spool import Spool
 
 CURSOR = "previous_boot"
