@@ -1,7 +1,7 @@
 """The `gcm-sentinel` command: finds the subcommand's module and imports nothing else.
 
 Exit codes: 0 done; 1 a demo's or check's expectation failed; 2 usage or configuration error, with the variable named, or a missing
-extra; 3 a needed service could not be reached.
+extra; 3 a needed service could not be reached; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ COMMANDS = {
     "explain": "what is known about an XID, SXid or signal kind",
     "demo": "play fault scenarios through the real agent and aggregator",
     "evidence": "show a node's evidence",
+    "rejudge": "judge stored incidents again under a rules overlay; list what would change",
     "backup": "copy the aggregator's database while it runs",
 }
 
