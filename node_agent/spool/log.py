@@ -71,7 +71,8 @@ class SpoolLog:
         self._told: deque[tuple[int, int]] = deque(maxlen=REMEMBERED_LOSSES)
         self._waiters: list[asyncio.Future[None]] = []
         for hole in recovered.holes:
-            self._tell_hole(hole)
+            if hole.last.offset > self._acked_offset:
+                self._tell_hole(hole)
 
     @property
     def begin_offset(self) -> int:
@@ -128,9 +129,7 @@ class SpoolLog:
             waiters, self._waiters = self._waiters, []
             crowded = self._unwritten_bytes > self._memory_max_bytes // 2
         if crowded:
-            time.sleep(
-                0
-            )  # lets the writer's thread run: a burst without a pause would overflow memory beside a healthy disk
+            time.sleep(0)  # the writer's turn: a burst without a pause would overflow memory beside a healthy disk
         for waiter in waiters:
             with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
                 waiter.get_loop().call_soon_threadsafe(_wake, waiter)
@@ -256,10 +255,11 @@ class SpoolLog:
         return Loss(self.name, "hole", self.spool_id, first, entry.end, "memory", reason, count)
 
     def _tell_hole(self, hole: Hole) -> None:
-        """A hole within what was told already is the same loss, seen from the disk."""
+        """A hole within what was told already is the same loss, seen from the disk. One that a reader meets is told even where a
+        server has acknowledged it: this one asks for it."""
         first, last = hole.first.offset, hole.last.offset
         with self._changed:
-            if last <= self._acked_offset or any(begin <= first and last <= end for begin, end in self._told):
+            if any(begin <= first and last <= end for begin, end in self._told):
                 return
             self._told.append((first, last))
             count = hole.last.number - hole.first.number

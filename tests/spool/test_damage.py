@@ -154,6 +154,17 @@ def test_damage_under_a_running_spool_is_found_by_reading(
         assert len(told) == 1, "told once, however often it is read"
 
 
+def test_a_reader_that_asks_for_damaged_records_again_is_told_and_gets_to_the_end(tmp_path: Path) -> None:
+    with open_spool(tmp_path) as spool:
+        spool.append_event(payload(0))
+        eventually(lambda: not spool.events.has_unwritten)
+        spool.events.acknowledge(spool.events.end_offset)
+        (path,) = segment_files(tmp_path)
+        path.write_bytes(path.read_bytes().replace(b"record 0 ", b"record x "))
+        assert spool.events.resume_at(0) == 0
+        assert gaps(read_all(spool.events))[0][1].lost_count == 1
+
+
 def test_a_payload_that_imitates_an_entry_is_not_taken_for_one(tmp_path: Path) -> None:
     with open_spool(tmp_path / "other") as other:
         other.append_event(payload(666))
