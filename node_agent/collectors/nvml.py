@@ -316,7 +316,9 @@ class NvmlCollector:
 
     def _refused(self, refusal: DriverError, began: float) -> None:
         if refusal.code in _ABSENT and not self._required and not self._node.has_gpus and not self._bus.gpus():
-            raise CollectorAbsent(f"no NVIDIA driver, and no sign of a GPU: {refusal}") from refusal
+            absent = f"no NVIDIA driver, and no sign of a GPU: {refusal}"
+            self._cannot_read(absent)
+            raise CollectorAbsent(absent) from refusal
         kind = _REFUSALS.get(refusal.code, "nvml_unavailable")
         self._failed(kind, f"NVML refuses with {refusal.code}: {refusal}", began)
         self._longest_rest = self._timing.longest_retry

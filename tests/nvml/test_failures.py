@@ -68,8 +68,12 @@ async def test_a_driver_that_goes_away_under_the_agent(watched: Watched, double:
 
 async def test_a_node_without_driver_and_without_any_sign_of_a_gpu_has_nothing_to_read(tmp_path: Path) -> None:
     collector = _collector(tmp_path, environ={"PATH": os.environ["PATH"], "LD_LIBRARY_PATH": str(tmp_path)})
+    asked = asyncio.create_task(collector.snapshot(30))
     with pytest.raises(CollectorAbsent, match="no NVIDIA driver"):
         await collector.collect(_unexpected)
+    for answer in (asked, collector.snapshot(30)):  # whoever asks for a reading is told at once, not after a deadline
+        with pytest.raises(SnapshotUnavailable, match="no NVIDIA driver"):
+            await asyncio.wait_for(answer, 5)
 
 
 def _unexpected(fact: Fact) -> None:
