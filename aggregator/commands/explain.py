@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Examples: explain xid 79 · explain sxid 20034 · explain signal row_remap_pending · explain xid --list"
     )
-    parser.add_argument("what", nargs="?", choices=[*CODED, "signal"], help="what to explain")
+    parser.add_argument("what", nargs="?", type=str.lower, choices=[*CODED, "signal"], help="what to explain")
     parser.add_argument("which", nargs="?", metavar="CODE|KIND", help="a number, or the name of a signal kind")
     parser.add_argument("--generation", metavar="G", help="GPU generation or model, for example hopper or H200")
     parser.add_argument("--driver", metavar="V", help="driver version, for example 550.54.15")
