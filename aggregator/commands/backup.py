@@ -13,6 +13,7 @@ from aggregator.store.opening import StoreUnusable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """FILE, which must not exist."""
+    parser.epilog = "Run it with the aggregator's GCM_SENTINEL_STATE_DIR or GCM_SENTINEL_DATABASE_URL, on its machine."
     parser.add_argument("file", type=Path, metavar="FILE", help="where to copy to; must not exist")
 
 

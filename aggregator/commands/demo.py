@@ -40,8 +40,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.live:
         from aggregator.demo.live import run_live
+        from aggregator.demo.processes import DidNotStart
 
-        return run_live()
+        try:
+            return run_live()
+        except DidNotStart as error:
+            sys.stderr.write(f"gcm-sentinel demo: {error}\n")
+            return 1
     return _play_all(scenarios)
 
 

@@ -19,7 +19,8 @@ _SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """NODE and what to show of it."""
-    parser.add_argument("node", metavar="NODE")
+    parser.epilog = "Asks the aggregator at GCM_SENTINEL_AGGREGATOR_ADDRESS (localhost:50051)."
+    parser.add_argument("node", metavar="NODE", help="the node's name")
     parser.add_argument(
         "--follow", action="store_true", help="go on with what is stored from now on, until interrupted"
     )
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print evidence, oldest first; return the exit code."""
     try:
+        found = False
         for stored in _evidence(arguments):
+            found = True
             sys.stdout.write((_as_json(stored) if arguments.json else _as_line(stored)) + "\n")
             if arguments.follow:
                 sys.stdout.flush()
@@ -40,6 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
         return report(error)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read us has read enough
+        return 0
+    if not found:
+        sys.stderr.write(f"gcm-sentinel evidence: nothing of node {arguments.node!r} is stored that fits\n")
     return 0
 
 

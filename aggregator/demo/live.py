@@ -17,12 +17,13 @@ import grpc
 
 from aggregator import wire
 from aggregator.demo.play import list_incidents, perform, wait_for_inventory
-from aggregator.demo.processes import AgentProcess, AggregatorProcess, SimulatedNode, free_port
+from aggregator.demo.processes import AgentProcess, AggregatorProcess, DidNotStart, SimulatedNode, free_port
 from aggregator.demo.scenario import load_scenarios
 from aggregator.render import render_text
 from protos.v1 import sentinel_pb2_grpc
 
 DEFAULT_PORTS = (50051, 9464, 8080)  # gRPC, metrics, pages
+DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORTS[0]}"  # what commands ask when nothing is set
 SCENARIO = "gpu_fallen_off_bus"
 VERDICT_TIMEOUT_SECONDS = 30.0
 
@@ -49,20 +50,26 @@ def run_live() -> int:
         stack.callback(node.agent.stop)
         node.agent.start()
         stub = sentinel_pb2_grpc.SentinelServiceStub(stack.enter_context(grpc.insecure_channel(aggregator.address)))
-        wait_for_inventory(stub, {node.name})
-        _say(f"\n{node.name}: {scenario.title.lower()}.\n")
+        try:
+            wait_for_inventory(stub, {node.name})
+        except DidNotStart as error:
+            said = (node.agent.directory / "agent.log").read_text(errors="replace").splitlines()
+            raise DidNotStart(f"{error}; its agent last said: {said[-1] if said else 'nothing'}") from error
+        _say(f"\n{node.name}: {scenario.title[:1].lower()}{scenario.title[1:]}.\n")
         began = time.monotonic()
         for step in scenario.steps:
             stop.wait(step.after_seconds)
             perform(step, node)
-        shown = _show_verdict(stub, node.name, began, stop)
+        shown = _show_verdict(stub, node.name, began, stop, directory)
         _say(_what_next(aggregator, host))
         stop.wait()
         _say("\nStopping ...")
     return 0 if shown or stop.is_set() else 1
 
 
-def _show_verdict(stub: sentinel_pb2_grpc.SentinelServiceStub, node: str, began: float, stop: threading.Event) -> bool:
+def _show_verdict(
+    stub: sentinel_pb2_grpc.SentinelServiceStub, node: str, began: float, stop: threading.Event, logs: Path
+) -> bool:
     """Print the simulated node's incident once it is judged and has stopped changing."""
     first_at: float | None = None
     deadline = began + VERDICT_TIMEOUT_SECONDS
@@ -78,16 +85,21 @@ def _show_verdict(stub: sentinel_pb2_grpc.SentinelServiceStub, node: str, began:
                 _say(f"First verdict {first_at - began:.1f} s after the first signal.")
                 return True
     if not stop.is_set():
-        _say("No verdict came; the logs of the three processes are in the directory above.")
+        _say(
+            f"No verdict came in {VERDICT_TIMEOUT_SECONDS:.0f} s; until Ctrl-C, what the processes logged is in {logs}."
+        )
     return False
 
 
 def _what_next(aggregator: AggregatorProcess, host: AgentProcess) -> str:
-    ask = f'grpcurl -plaintext -d \'{{"node": "{host.node}"}}\' {aggregator.address}'
+    asked = "" if aggregator.address == DEFAULT_ADDRESS else f"GCM_SENTINEL_AGGREGATOR_ADDRESS={aggregator.address} "
+    beside = Path(sys.executable).with_name("grpcurl")
+    grpcurl, whence = (".venv/bin/grpcurl", "") if beside.exists() else ("grpcurl", " (yours, or `make setup-dev`)")
     return f"""
 What to try next
-  evidence of this machine   .venv/bin/gcm-sentinel evidence {host.node}
-  the same over gRPC         .venv/bin/{ask} gcm_sentinel.v1.SentinelService/ListEvidence
+  evidence of this machine   {asked}.venv/bin/gcm-sentinel evidence {host.node}
+  the verdict over gRPC{whence}
+      {grpcurl} -plaintext {aggregator.address} gcm_sentinel.v1.SentinelService/ListIncidents
   metrics                    http://{aggregator.metrics_address}/metrics
   the page                   http://{aggregator.http_address}/
   your own log               dmesg | .venv/bin/gcm-sentinel diagnose

@@ -14,7 +14,7 @@ PAGES_A_STEP = 2000  # copied before the writer gets its turn
 def backup(database: Path, target: Path) -> int:
     """Copy to a file that does not exist yet; return its size in bytes. Raises StoreUnusable."""
     if not database.is_file():
-        raise StoreUnusable(f"{database} does not exist")
+        raise StoreUnusable(f"{database} does not exist; set GCM_SENTINEL_STATE_DIR as the aggregator has it")
     partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

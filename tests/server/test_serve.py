@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -195,6 +197,9 @@ def test_evidence_is_shown_as_lines_and_as_json(aggregator: AggregatorProcess) -
     as_json = command("evidence", "gpu-1", "--json", "--gpu", "3a:00.0", AGGREGATOR_ADDRESS=aggregator.address)
     (entry,) = [json.loads(line) for line in as_json.stdout.splitlines()]
     assert entry["id"] == "gpu-1/kmsg/boot-a/3"
+    nothing = command("evidence", "gpu-7", AGGREGATOR_ADDRESS=aggregator.address)
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert "nothing of node 'gpu-7'" in nothing.stderr
 
 
 @pytest.mark.parametrize(
@@ -221,6 +226,9 @@ def test_a_backup_of_a_running_aggregator_serves(aggregator: AggregatorProcess, 
     made = command("backup", str(copy), STATE_DIR=str(aggregator.directory))
     assert made.returncode == 0, made.stderr
     assert command("backup", str(copy), STATE_DIR=str(aggregator.directory)).returncode == 2
+    elsewhere = command("backup", str(tmp_path / "other.db"), STATE_DIR=str(tmp_path / "nowhere"))
+    assert elsewhere.returncode == 2
+    assert "does not exist; set GCM_SENTINEL_STATE_DIR as the aggregator has it" in elsewhere.stderr
     restored = AggregatorProcess(copy.parent)
     restored.start()
     restored.wait_ready()
@@ -245,3 +253,46 @@ def test_a_demo_that_is_stopped_leaves_nothing_behind(number: signal.Signals, tm
     _, complaint = demo.communicate(timeout=20)
     assert (demo.returncode, complaint) == (130, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_make_run_says_to_try_next_works() -> None:
+    with tempfile.TemporaryDirectory() as short:  # sockets are made in it
+        live = subprocess.Popen(
+            [sys.executable, "-c", MAIN, "demo", "--live"],
+            env={**os.environ, "TMPDIR": short},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert live.stdout is not None
+        try:
+            shown = ""
+            while "Ctrl-C stops" not in shown:
+                shown += (line := live.stdout.readline())
+                assert line, shown
+            assert "gpu-node-12: one GPU falls off the bus" in shown
+            (asked,) = re.findall(r"-plaintext (\S+) gcm_sentinel\.v1\.SentinelService/ListIncidents", shown)
+            assert asked == "127.0.0.1:50051" or f"GCM_SENTINEL_AGGREGATOR_ADDRESS={asked} " in shown
+            assert "xid 79" in command("evidence", "gpu-node-12", AGGREGATOR_ADDRESS=asked).stdout
+        finally:
+            live.send_signal(signal.SIGINT)
+            code = live.wait(timeout=20)
+            live.stdout.close()
+        assert code == 0
+        assert list(Path(short).iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_temporary_directory_that_holds_no_socket_is_told_in_one_line(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    failed = subprocess.run(
+        [sys.executable, "-c", MAIN, "demo", "--live"],
+        env={**os.environ, "TMPDIR": str(deep)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    assert failed.returncode == 1
+    assert "too long for a unix socket" in failed.stderr
+    assert "Traceback" not in failed.stderr
