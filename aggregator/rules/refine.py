@@ -101,7 +101,7 @@ _ACTIONS: Mapping[object, tuple[Severity, Action, tuple[Resolution, ...]]] = {
 def _recovery_action(signal: Signal, entry: Entry) -> Entry:
     """154 and NVML's field 230 name what the driver wants done."""
     named = _ACTIONS.get(signal.attributes.get("recovery_action"))
-    if named is None:
+    if named is None or "truncated" in signal.attributes:  # a line that was cut names nothing, not something new
         return entry
     severity, action, resolutions = named
     fault_class = FaultClass.NONE if severity is Severity.INFO else entry.fault_class

@@ -79,6 +79,7 @@ FIRMWARE = (
         pytest.param(["nvidia-nvswitch1: SXid (PCI:0000:87:00.0): 24007, Non-fatal, Link 30 sourcetrack timeout error"], "warning", "nvlink", "none", "monitor", "catalog/sxid/24007", id="the line's own Non-fatal outranks the table"),
         pytest.param([typed("fabric_manager_not_needed", None), typed("fabric_manager_failed", None)], "info", "none", "none", "none", "nvlink/fabric_manager_not_needed", id="no NVSwitch, nothing to manage"),
         pytest.param([xid(154, "GPU recovery action changed from 0x0 (None) to 0x9 (Recalibrate)")], "warning", "unknown", "none", "investigate", "catalog/xid/154", id="an action that nobody documents is not guessed at"),
+        pytest.param(["NVRM: Xid (PCI:0000:18:00): 154 ("], "info", "unknown", "none", "investigate", "catalog/xid/154", id="a line that was cut names no action"),
         pytest.param([xid(154, "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)")], "info", "none", "none", "none", "catalog/xid/154", id="the driver asks for nothing any more"),
         pytest.param([xid(155, "NVLink: SW Defined Error on link 3"), "nvidia-nvlink: Unregistered Nvlink Core, major device number 511"], "info", "nvlink", "none", "monitor", "planned/links_taken_down", id="unloading the driver takes links down"),
         pytest.param([xid(155, "NVLink: SW Defined Error on link 3")], "critical", "nvlink", "cordon", "reset_gpu", "catalog/xid/155", id="a link taken down without a plan"),
