@@ -37,6 +37,7 @@ _ROW = re.compile(
 _ROW_STATE = re.compile(
     r"\|\s{0,4}(?P<fan>\S{1,4})\s{1,6}(?P<temperature>\S{1,4})\s{1,6}(?P<perf>\S{1,4})\s{1,24}(?P<power>\S{1,8}).{0,40}\|"
 )
+_SET_BELOW_CELSIUS = 20
 _HOT_CELSIUS = 85  # worth showing; whether it is too hot depends on the board's own limits
 
 
@@ -167,7 +168,7 @@ class Tables:
         numbers = self._gpu.numbers
         name = f"{above.rsplit(' ', 1)[-1]} {key}" if key in ("Max", "Current") else key
         numbers[name] = number
-        for compared in (_hot, _limited, _narrow):
+        for compared in (_hot, _held_cool, _limited, _narrow):
             found = compared(name, numbers)
             if found is not None:
                 yield self._about(*found)
@@ -296,6 +297,14 @@ def _hot(name: str, numbers: dict[str, float]) -> State | None:
             "text": f"at or above {name}",
         }
     return None
+
+
+def _held_cool(name: str, numbers: dict[str, float]) -> State | None:
+    """A target far below where the board slows itself was set by somebody; boards come with a few degrees between the two."""
+    slowdown = numbers.get("GPU Slowdown Temp")
+    if name != "GPU Target Temperature" or slowdown is None or numbers[name] > slowdown - _SET_BELOW_CELSIUS:
+        return None
+    return "thermal_limit_low", {"limit": numbers[name], "default": slowdown}
 
 
 def _limited(name: str, numbers: dict[str, float]) -> State | None:
