@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import sys
 import tempfile
 import threading
@@ -261,6 +262,10 @@ def main() -> int:
     chosen = parser.parse_args().names or names
     if unknown := sorted(set(chosen) - set(names)):
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(names)}")
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most_files, most_files)
+    )  # 10,000 connections have an end in this process
     with tempfile.TemporaryDirectory() as scratch:
         print(
             f"{os.cpu_count()} cores, fdatasync {measure.fdatasync_ms(Path(scratch)):.2f} ms, Python {sys.version.split()[0]}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ import grpc
 
 from protos.v1 import agent_pb2, agent_pb2_grpc, evidence_pb2
 
+REDIAL_SECONDS = 10.0
 CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own, as every node has
 
 
@@ -64,13 +66,13 @@ class LoadNode:
         self._outbox.put_nowait(agent_pb2.ConnectRequest(batch=batch))
 
     async def run(self) -> None:
-        """Hold the stream, redialling with a short pause, until cancelled."""
+        """Hold the stream until cancelled; redial with full jitter, as agents do."""
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
                     await self._stream(agent_pb2_grpc.AgentServiceStub(channel))
             self.connected.clear()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(random.uniform(0, REDIAL_SECONDS))
 
     async def _stream(self, stub: agent_pb2_grpc.AgentServiceAsyncStub) -> None:
         async for response in stub.Connect(self._requests()):
