@@ -89,6 +89,7 @@ async def _serve(
     with _naming("GRPC_ADDRESS", AddressInUse):
         port = await server.start(str(settings.grpc_address), _tls(settings))
     _log_banner(settings, catalog, port, measured.port, pages.port)
+    _warn_of_what_is_not_there(settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -143,6 +144,20 @@ def _naming(variable: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise StartRefused(f"{PREFIX}{variable}: {error}") from error
+
+
+def _warn_of_what_is_not_there(settings: Settings) -> None:
+    """Settings that are checked already and that nothing in this version acts on."""
+    asked = (
+        ("ACTION_MODE", settings.action_mode, settings.action_mode != "recommend"),
+        ("KUBERNETES", settings.kubernetes, settings.kubernetes == "on"),
+        ("LLM_API", settings.llm_api, settings.llm_api != "none"),
+    )
+    for name, value, without_effect in asked:
+        if without_effect:
+            log.warning(
+                "setting_without_effect", variable=PREFIX + name, value=value, why="this version does not have it yet"
+            )
 
 
 def _log_banner(settings: Settings, catalog: rules.Catalog, grpc_port: int, metrics_port: int, http_port: int) -> None:

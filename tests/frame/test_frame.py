@@ -90,3 +90,17 @@ def test_the_distribution_has_one_console_script_and_three_extras() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert list(project["scripts"]) == ["gcm-sentinel"]
     assert set(project["optional-dependencies"]) == {"agent", "aggregator", "dev"}
+
+
+@pytest.mark.parametrize("source", ["aggregator/settings.py", "node_agent/settings.py"])
+def test_the_settings_page_names_every_variable(source: str) -> None:
+    """docs/configuration.md and the code name the same variables."""
+    page = (ROOT / "docs/configuration.md").read_text()
+    if source.startswith("aggregator"):
+        from aggregator.settings import Settings
+
+        names = {name.upper() for name in Settings.model_fields}
+    else:
+        names = set(re.findall(r'read\("([A-Z_]+)"', (ROOT / source).read_text())) | {"STATE_DIR"}
+    assert len(names) > 10
+    assert not [name for name in names if f"`{name}`" not in page]

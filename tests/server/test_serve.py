@@ -296,3 +296,18 @@ def test_a_temporary_directory_that_holds_no_socket_is_told_in_one_line(tmp_path
     assert failed.returncode == 1
     assert "too long for a unix socket" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_setting_that_nothing_acts_on_is_said_to_be_without_effect(tmp_path: Path) -> None:
+    """Asking for actions that this version cannot take is no error, and is not silent."""
+    process = AggregatorProcess(tmp_path, ACTION_MODE="execute")
+    process.start()
+    try:
+        process.wait_ready()
+        deadline = time.monotonic() + 10
+        while "setting_without_effect" not in (text := (tmp_path / "serve.log").read_text()):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+    finally:
+        process.stop()
+    assert "GCM_SENTINEL_ACTION_MODE" in text
