@@ -38,7 +38,7 @@ bench: setup-dev  ## print the figures of docs/benchmarks.md for this machine
 	@$(BIN)/python -m tests.bench
 
 fuzz: setup-dev  ## a million hostile inputs
-	@GCM_SENTINEL_FUZZ_EXAMPLES=1000000 $(BIN)/python -m pytest tests/fuzz -p no:cacheprovider
+	@GCM_SENTINEL_FUZZ_EXAMPLES=1000000 $(BIN)/python -m pytest tests/fuzz --timeout=0 -n 2
 
 lock:  ## resolve dependencies anew (needs uv)
 	@.ci/lock

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,8 +9,7 @@ from node_agent.collectors.kmsg import Reading
 from node_agent.evidence import Fact, KernelRecord, Recorder
 from node_agent.kernel_log import KernelCursor, keep, parse
 from protos.v1.evidence_pb2 import Evidence
-
-EXAMPLES = int(os.environ.get("GCM_SENTINEL_FUZZ_EXAMPLES", "300"))
+from tests.fuzz import EXAMPLES
 
 numbers = st.one_of(st.integers(-5, 5), st.integers(0, 1 << 70)).map(lambda number: str(number).encode())
 prefixes = st.builds(

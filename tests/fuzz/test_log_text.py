@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from aggregator.model import Evidence, EvidenceKey
 from aggregator.rules import read, read_log
 from aggregator.rules.words import WORDS
+from tests.fuzz import EXAMPLES
 
 MEGABYTE = 1 << 20
 FRAGMENTS = (
@@ -64,7 +65,7 @@ text = st.one_of(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=EXAMPLES)
 @given(st.lists(text, max_size=12))
 def test_no_text_breaks_the_reader(lines: list[str]) -> None:
     """Whatever is fed comes back as signals or as nothing."""
@@ -73,7 +74,7 @@ def test_no_text_breaks_the_reader(lines: list[str]) -> None:
         assert signal.count >= 1
 
 
-@settings(max_examples=200)
+@settings(max_examples=EXAMPLES)
 @given(text, st.integers(0, 200))
 def test_no_record_breaks_the_reading_of_evidence(record: str, facility: int) -> None:
     """A kernel record may hold any text; userspace's never gives hardware trust."""
@@ -82,7 +83,7 @@ def test_no_record_breaks_the_reading_of_evidence(record: str, facility: int) ->
     assert facility == 0 or all(signal.trust == "tenant" for signal in signals)
 
 
-@settings(max_examples=200)
+@settings(max_examples=EXAMPLES)
 @given(st.text(alphabet=st.characters(exclude_characters="N"), max_size=200))
 def test_no_xid_without_the_driver_s_prefix(line: str) -> None:
     """An `xid` needs the driver's own words."""

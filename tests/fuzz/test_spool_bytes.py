@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node_agent.spool.segments import Entry, Kind, Place, SegmentName, entries, mark_of, pack
+from tests.fuzz import EXAMPLES
 
-EXAMPLES = int(os.environ.get("GCM_SENTINEL_FUZZ_EXAMPLES", "300"))
 SPOOL_ID = str(uuid.UUID(int=0x5EED << 100))
 MARK = mark_of(SPOOL_ID)
 ENTRIES = [

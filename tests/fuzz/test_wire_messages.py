@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from aggregator.model import Evidence
 from aggregator.pipeline import read_record
 from aggregator.store.arrivals import Body, EvidenceRow, Record, Refused, SnapshotRow
 from protos.v1 import agent_pb2, evidence_pb2
+from tests.fuzz import EXAMPLES
 from tests.server.aggregator import Agent, agent, lines, running, stored
-
-EXAMPLES = int(os.environ.get("GCM_SENTINEL_FUZZ_EXAMPLES", "300"))
 
 numbers = st.integers(0, 2**64 - 1)
 signed = st.integers(-(2**63), 2**63 - 1)
