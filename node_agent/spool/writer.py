@@ -215,9 +215,8 @@ class Writer:
         for each in (self._samples, self._events):
             while (oldest := _deletable(each)) and _acked(each, oldest) and self._is_old(oldest):
                 each.files.delete(oldest)
-        for _ in range(len(self._samples.files.segments) + len(self._events.files.segments)):
-            overfull = self._overfull()
-            if overfull is None or not self._delete_oldest(overfull):
+        while (overfull := self._overfull()) is not None:  # telling of a loss writes, and takes along what came meanwhile
+            if not self._delete_oldest(overfull):
                 return
 
     def _is_old(self, segment: Segment) -> bool:

@@ -50,6 +50,11 @@ def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     )
 
 
+def hear_interrupts() -> None:
+    """A shell's background job ignores SIGINT, and so would what a test run in the background starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def serve(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     free = dict.fromkeys(("GRPC_ADDRESS", "METRICS_ADDRESS", "HTTP_ADDRESS"), "127.0.0.1:0")
     return command("serve", **{"STATE_DIR": str(tmp_path), **free, **variables})
@@ -241,6 +246,7 @@ def test_a_backup_of_a_running_aggregator_serves(aggregator: AggregatorProcess, 
 def test_a_demo_that_is_stopped_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     demo = subprocess.Popen(
         [sys.executable, "-c", MAIN, "demo", "--scenario", "transient_xid"],
+        preexec_fn=hear_interrupts,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -259,6 +265,7 @@ def test_what_make_run_says_to_try_next_works() -> None:
     with tempfile.TemporaryDirectory() as short:  # sockets are made in it
         live = subprocess.Popen(
             [sys.executable, "-c", MAIN, "demo", "--live"],
+            preexec_fn=hear_interrupts,
             env={**os.environ, "TMPDIR": short},
             stdout=subprocess.PIPE,
             text=True,
