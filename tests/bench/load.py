@@ -18,6 +18,7 @@ import grpc
 from protos.v1 import agent_pb2, agent_pb2_grpc, evidence_pb2
 
 REDIAL_SECONDS = 10.0
+LAST_ACK_SECONDS = 30.0
 CHANNEL_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own, as every node has
 
 
@@ -121,7 +122,7 @@ async def fleet(address: str, count: int, *, dial_per_second: int = 500) -> Asyn
 async def steady(
     nodes: list[LoadNode], *, per_second: int, seconds: float, line: Callable[[int], str], batch: int = 1
 ) -> float:
-    """Send at a steady rate over all nodes in turn; return the seconds from first send to last acknowledgement."""
+    """Send at a steady rate over all nodes in turn; return the seconds from first send to last acknowledgement, or to giving up."""
     started = time.perf_counter()
     total = int(per_second * seconds)
     sent = 0
@@ -132,6 +133,7 @@ async def steady(
             node.send([line(sent + index) for index in range(batch)])
             sent += batch
         await asyncio.sleep(0.005)
-    while any(node.acked < node.seq for node in nodes):
+    give_up = time.perf_counter() + LAST_ACK_SECONDS  # what a broken stream took along is not sent again
+    while any(node.acked < node.seq for node in nodes) and time.perf_counter() < give_up:
         await asyncio.sleep(0.01)
     return time.perf_counter() - started
