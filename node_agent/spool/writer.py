@@ -215,7 +215,8 @@ class Writer:
         for each in (self._samples, self._events):
             while (oldest := _deletable(each)) and _acked(each, oldest) and self._is_old(oldest):
                 each.files.delete(oldest)
-        while (overfull := self._overfull()) is not None:  # telling of a loss writes, and takes along what came meanwhile
+        # Telling of a loss writes, and takes along what came meanwhile: only looking again shows that there is room.
+        while (overfull := self._overfull()) is not None:
             if not self._delete_oldest(overfull):
                 return
 
