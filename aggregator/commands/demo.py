@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Play; return the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # both clean up, also where a shell's background job ignores Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         scenarios = load_scenarios(args.scenario)
     except KeyError as error:
