@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-MAX_TOKENS_FILE_BYTES = 16 * 2**20
 BEARER = "bearer "
 
 

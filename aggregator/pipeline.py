@@ -143,7 +143,6 @@ class Pipeline:
         self._loop = asyncio.get_running_loop()
         self._committed = asyncio.Event()
         self._state = correlator.State()
-        self._next_wake_us: int | None = None
         self._cursor = self._saved_cursor = 0
         store.on_stored = self._stored
         store.on_refusal = lambda reason: metrics.store_unwritable(reason is not None)

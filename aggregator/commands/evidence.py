@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from collections.abc import Iterator
 from google.protobuf import json_format
 
 from aggregator.client import CALL_SECONDS, CommandFailed, connect, report
+from aggregator.commands.spans import span
 from protos.v1 import sentinel_pb2
 
 PAGE_SIZE = 500
-_SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--follow", action="store_true", help="go on with what is stored from now on, until interrupted"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--since", type=_span, default=86_400, metavar="SPAN", help="30m, 12h, 7d … (default 24h)")
+    parser.add_argument("--since", type=span, default=86_400, metavar="SPAN", help="30m, 12h, 7d … (default 24h)")
     parser.add_argument("--kind", action="append", default=[], metavar="KIND", help="only this kind; may be repeated")
     parser.add_argument("--gpu", default="", help="only this GPU: a UUID or PCI address")
 
@@ -87,10 +86,3 @@ def _as_line(stored: sentinel_pb2.StoredEvidence) -> str:
     return "  ".join(
         part for part in (fact.occurred_at.ToJsonString(), fact.source, name + ended, place, plain) if part
     )
-
-
-def _span(text: str) -> int:
-    found = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
-    if found is None:
-        raise argparse.ArgumentTypeError("expected a number and s, m, h or d, for example 12h")
-    return int(found[1]) * _SPANS[found[2]]

@@ -29,7 +29,7 @@ def micros(seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Spans of time, in seconds. The demo shortens them."""
+    """Spans of time, in seconds."""
 
     burst_gap: float = 180.0  # silence that ends a burst: what belongs together is closer than this
     spread: float = 60.0  # one fault on several GPUs within this is one fault

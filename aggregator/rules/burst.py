@@ -51,12 +51,6 @@ class Burst:
         """Devices that faults are about, in the order of their first fault."""
         return tuple(dict.fromkeys(r.subject for r in self.faults if r.subject))
 
-    def ended_kind(self, kind: str) -> bool:
-        """Whether a state of this kind is over: it ended after it last began."""
-        began = [r.signal for r in self.faults if r.signal.kind == kind]
-        ended = [signal for signal in self.ended if signal.kind == kind]
-        return bool(ended) and (not began or event_order(ended[-1]) > event_order(began[-1]))
-
 
 def event_order(signal: Signal) -> tuple[int, int, str]:
     """Sorts signals into the order of events: time, where known, then the order of their input."""

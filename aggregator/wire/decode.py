@@ -26,7 +26,6 @@ from aggregator.model import Evidence, EvidenceKey, Gpu, Phase, Scalar, Workload
 from protos.v1 import evidence_pb2 as pb
 
 MAX_IDENTITY_LENGTH = 256  # characters of a node, source, epoch or kind: they are index keys and metric labels
-MAX_SEQ = 2**63 - 1  # what a 64-bit signed column holds
 MAX_TIME_US = 253_402_300_800_000_000  # the end of the year 9999
 
 _PHASES = {pb.PHASE_BEGAN: Phase.BEGAN, pb.PHASE_ENDED: Phase.ENDED}

@@ -95,7 +95,6 @@ class PreviousBootCollector:
         self._journal_command = journal_command
         self._journal_seconds = journal_seconds
         self._last_read = KernelCursor.decode(spool.get_cursor(KMSG_CURSOR))
-        self._unclean = not spool.closed_before
 
     async def collect(self, report: Report) -> None:
         """Read once in each boot. Raises CollectorAbsent where nothing that a boot leaves behind can be read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -21,7 +22,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from aggregator.demo.processes import AggregatorProcess
+from aggregator.demo.processes import AggregatorProcess, SimulatedNode
 from protos.v1 import agent_pb2, agent_pb2_grpc, sentinel_pb2, sentinel_pb2_grpc
 from tests.server.aggregator import lines, xid
 
@@ -318,3 +319,28 @@ def test_a_setting_that_nothing_acts_on_is_said_to_be_without_effect(tmp_path: P
     finally:
         process.stop()
     assert "GCM_SENTINEL_ACTION_MODE" in text
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_both_metrics_pages_satisfy_prometheus(aggregator: AggregatorProcess, tmp_path: Path) -> None:
+    """Prometheus's own checker finds nothing to complain of, once there is something to show."""
+    node = SimulatedNode("gpu-1", tmp_path / "node", aggregator.address)
+    node.agent.start()
+    try:
+        node.kernel("NVRM: Xid (PCI:{gpu5}): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.")
+        deadline = time.monotonic() + 20
+        while "sentinel_assessment_active{" not in get(aggregator.metrics_address, "/metrics")[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for address in (aggregator.metrics_address, node.agent.metrics_address):
+            checked = subprocess.run(
+                ["promtool", "check", "metrics"],
+                input=get(address, "/metrics")[1],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+            )
+            assert (checked.returncode, checked.stderr) == (0, "")
+    finally:
+        node.agent.stop()
