@@ -250,6 +250,86 @@ class Incident:
 
 
 @dataclass(frozen=True, slots=True)
+class Support:
+    """A verbatim quote of an item that an investigation was shown."""
+
+    item_id: str
+    quote: str
+    trust: Trust
+    evidence_id: str = ""  # the fact the item shows, empty where it shows a tool's answer
+
+
+class ClaimRole(StrEnum):
+    """What a claim is for."""
+
+    ROOT_CAUSE = "root_cause"
+    FINDING = "finding"  # a step on the way from cause to effect, or a cause that was ruled out
+    IMPACT = "impact"
+    COUNTER_EVIDENCE = "counter_evidence"  # speaks against the root cause
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A statement of a model with what it stands on: checked in code before anybody sees it as more than a claim."""
+
+    role: ClaimRole
+    text: str
+    support: tuple[Support, ...]
+    dropped_because: str = ""  # empty where it was accepted
+
+
+class StopReason(StrEnum):
+    """How an investigation ended."""
+
+    COMPLETED = "completed"  # an answer, checked
+    PARTIAL = "partial"  # claims were accepted, the answer as a whole was not
+    DEGRADED = "degraded"  # nothing of the model's stands: the rules' verdict does
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What an investigation used. Token counts come from the endpoint's own `usage` alone."""
+
+    rounds: int = 0
+    tool_calls: int = 0
+    input_tokens: int = 0  # all that were read, cached ones included
+    cached_tokens: int = 0  # of them, read from the provider's cache
+    output_tokens: int = 0  # reasoning included
+    cost_usd: float = 0.0  # by the price table; 0 where the model has no price
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a model concluded about an incident, as far as it was accepted. `assessor` joins it with the rules' verdict."""
+
+    severity: Severity
+    fault_class: FaultClass
+    action: Action
+    resolutions: tuple[Resolution, ...]
+    confidence: float  # 0 to 1, as the model gave it
+    claims: tuple[Claim, ...]  # accepted ones
+    open_questions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Investigation:
+    """One bounded run and its outcome. Its transcript is kept beside it."""
+
+    id: str
+    incident_id: str
+    basis: str  # digest of the codes and the rules' verdict it was asked about: stale once those change
+    stop: StopReason
+    reason: str  # in one line why it is not completed; empty where it is
+    model: str
+    started_us: int
+    ended_us: int
+    opinion: Opinion | None = None  # None where degraded
+    dropped: tuple[Claim, ...] = ()
+    unchecked: tuple[str, ...] = ()  # what could not be looked at, and why
+    spent: Spent = Spent()
+
+
+@dataclass(frozen=True, slots=True)
 class Assessment:
     """A verdict on an incident, published; a later revision replaces it."""
 
@@ -261,6 +341,15 @@ class Assessment:
     verdict: Verdict
     origin: str = "rules"  # rules or llm
     degraded_reason: str = ""
+    claims: tuple[Claim, ...] = ()
+    dropped_claims: tuple[Claim, ...] = ()
+    counter_evidence: tuple[str, ...] = ()
+    disputed: tuple[str, ...] = ()  # where rules and model differ, a sentence each
+    unchecked: tuple[str, ...] = ()  # what could not be looked at, and why
+    investigation_id: str = ""
+    model: str = ""
+    cost_usd: float = 0.0
+    partial: bool = False  # claims were accepted, the investigation as a whole was not
 
 
 def normalise_pci(text: str) -> str | None:

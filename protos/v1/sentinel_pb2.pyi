@@ -314,8 +314,11 @@ class WatchEvidenceRequest(_message.Message):
 
     NODE_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
+    GPU_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Node name; empty means every node."""
+    gpu: _builtins.str
+    """Only evidence about this GPU: a UUID or a PCI address in any common form."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these kinds; empty means all."""
@@ -325,10 +328,11 @@ class WatchEvidenceRequest(_message.Message):
         *,
         node: _builtins.str = ...,
         kinds: _abc.Iterable[_builtins.str] | None = ...,
+        gpu: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu", b"gpu", "kinds", b"kinds", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -748,6 +752,14 @@ class Assessment(_message.Message):
     RULES_VERSION_FIELD_NUMBER: _builtins.int
     DEGRADED_REASON_FIELD_NUMBER: _builtins.int
     NEXT_STEPS_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    DROPPED_CLAIMS_FIELD_NUMBER: _builtins.int
+    COUNTER_EVIDENCE_FIELD_NUMBER: _builtins.int
+    DISPUTED_FIELD_NUMBER: _builtins.int
+    UNCHECKED_FIELD_NUMBER: _builtins.int
+    INVESTIGATION_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Incident id and revision."""
     incident_id: _builtins.str
@@ -774,6 +786,12 @@ class Assessment(_message.Message):
     """Version and hash of the rules."""
     degraded_reason: _builtins.str
     """Why the verdict is less than an investigation could give; empty when it is not."""
+    investigation_id: _builtins.str
+    """The investigation behind it; empty where rules alone judged. GetTranscript takes it."""
+    model: _builtins.str
+    """The model that was asked."""
+    cost_usd: _builtins.float
+    """What the investigation cost, in US dollars, by the price table."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -802,6 +820,26 @@ class Assessment(_message.Message):
     def next_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What to do, in order, one sentence each."""
 
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___Claim]:
+        """What an investigation stated and proved, each with its support."""
+
+    @_builtins.property
+    def dropped_claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___Claim]:
+        """What it stated and could not prove, with the reason."""
+
+    @_builtins.property
+    def counter_evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Facts that speak against the root cause."""
+
+    @_builtins.property
+    def disputed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where rules and model differ, one sentence each."""
+
+    @_builtins.property
+    def unchecked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What could not be looked at, and why."""
+
     def __init__(
         self,
         *,
@@ -825,14 +863,92 @@ class Assessment(_message.Message):
         rules_version: _builtins.str = ...,
         degraded_reason: _builtins.str = ...,
         next_steps: _abc.Iterable[_builtins.str] | None = ...,
+        claims: _abc.Iterable[Global___Claim] | None = ...,
+        dropped_claims: _abc.Iterable[Global___Claim] | None = ...,
+        counter_evidence: _abc.Iterable[_builtins.str] | None = ...,
+        disputed: _abc.Iterable[_builtins.str] | None = ...,
+        unchecked: _abc.Iterable[_builtins.str] | None = ...,
+        investigation_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        cost_usd: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "citations", b"citations", "confidence", b"confidence", "created_at", b"created_at", "degraded_reason", b"degraded_reason", "do_not", b"do_not", "fault_class", b"fault_class", "id", b"id", "incident_id", b"incident_id", "next_steps", b"next_steps", "open_questions", b"open_questions", "origin", b"origin", "recurrence_advice", b"recurrence_advice", "resolutions", b"resolutions", "revision", b"revision", "root_cause", b"root_cause", "rule_ids", b"rule_ids", "rules_version", b"rules_version", "severity", b"severity", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "citations", b"citations", "claims", b"claims", "confidence", b"confidence", "cost_usd", b"cost_usd", "counter_evidence", b"counter_evidence", "created_at", b"created_at", "degraded_reason", b"degraded_reason", "disputed", b"disputed", "do_not", b"do_not", "dropped_claims", b"dropped_claims", "fault_class", b"fault_class", "id", b"id", "incident_id", b"incident_id", "investigation_id", b"investigation_id", "model", b"model", "next_steps", b"next_steps", "open_questions", b"open_questions", "origin", b"origin", "recurrence_advice", b"recurrence_advice", "resolutions", b"resolutions", "revision", b"revision", "root_cause", b"root_cause", "rule_ids", b"rule_ids", "rules_version", b"rules_version", "severity", b"severity", "summary", b"summary", "unchecked", b"unchecked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assessment: _TypeAlias = Assessment  # noqa: Y015
+
+@_typing.final
+class Claim(_message.Message):
+    """A statement with the proof it stands on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SUPPORT_FIELD_NUMBER: _builtins.int
+    DROPPED_BECAUSE_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """root_cause, finding, impact or counter_evidence."""
+    text: _builtins.str
+    """The statement."""
+    dropped_because: _builtins.str
+    """Why it was dropped; empty where it was accepted."""
+    @_builtins.property
+    def support(self) -> _containers.RepeatedCompositeFieldContainer[Global___Support]:
+        """What proves it."""
+
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        text: _builtins.str = ...,
+        support: _abc.Iterable[Global___Support] | None = ...,
+        dropped_because: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_because", b"dropped_because", "role", b"role", "support", b"support", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Claim: _TypeAlias = Claim  # noqa: Y015
+
+@_typing.final
+class Support(_message.Message):
+    """A verbatim quote."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    QUOTE_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
+    EVIDENCE_ID_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    """Id of the item in the transcript."""
+    quote: _builtins.str
+    """The words, as the item shows them."""
+    trust: _builtins.str
+    """hardware, cluster or tenant: who could have written them."""
+    evidence_id: _builtins.str
+    """The evidence the item shows; empty where it shows a tool's answer."""
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.str = ...,
+        quote: _builtins.str = ...,
+        trust: _builtins.str = ...,
+        evidence_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_id", b"evidence_id", "item_id", b"item_id", "quote", b"quote", "trust", b"trust"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Support: _TypeAlias = Support  # noqa: Y015
 
 @_typing.final
 class GetAssessmentRequest(_message.Message):
@@ -889,22 +1005,26 @@ class InvestigateRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     CONDITION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Node name."""
     condition: _builtins.str
     """Condition name, for example GcmXidErrorsProblem."""
     message: _builtins.str
     """The condition's message: a hint."""
+    incident_id: _builtins.str
+    """An incident to investigate; node and condition may then be empty."""
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         condition: _builtins.str = ...,
         message: _builtins.str = ...,
+        incident_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "message", b"message", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "incident_id", b"incident_id", "message", b"message", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -918,8 +1038,26 @@ class InvestigateResponse(_message.Message):
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     ASSESSMENT_FIELD_NUMBER: _builtins.int
+    INVESTIGATION_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
     progress: _builtins.str
     """What is being done."""
+    investigation_id: _builtins.str
+    """The investigation, for GetTranscript."""
+    round: _builtins.int
+    """Rounds with the model so far."""
+    tool: _builtins.str
+    """The tool that is being asked; empty where none is."""
+    input_tokens: _builtins.int
+    """Tokens read so far, cached ones included."""
+    output_tokens: _builtins.int
+    """Tokens written so far."""
+    cost_usd: _builtins.float
+    """Cost so far, in US dollars."""
     @_builtins.property
     def assessment(self) -> Global___Assessment:
         """Set in the last message alone."""
@@ -929,14 +1067,412 @@ class InvestigateResponse(_message.Message):
         *,
         progress: _builtins.str = ...,
         assessment: Global___Assessment | None = ...,
+        investigation_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        tool: _builtins.str = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        cost_usd: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "cost_usd", b"cost_usd", "input_tokens", b"input_tokens", "investigation_id", b"investigation_id", "output_tokens", b"output_tokens", "progress", b"progress", "round", b"round", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InvestigateResponse: _TypeAlias = InvestigateResponse  # noqa: Y015
+
+@_typing.final
+class GetTranscriptRequest(_message.Message):
+    """Asks for a transcript."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INVESTIGATION_ID_FIELD_NUMBER: _builtins.int
+    investigation_id: _builtins.str
+    """Investigation id."""
+    def __init__(
+        self,
+        *,
+        investigation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["investigation_id", b"investigation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTranscriptRequest: _TypeAlias = GetTranscriptRequest  # noqa: Y015
+
+@_typing.final
+class GetTranscriptResponse(_message.Message):
+    """One investigation, redacted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INVESTIGATION_ID_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STOP_REASON_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    investigation_id: _builtins.str
+    """Investigation id."""
+    incident_id: _builtins.str
+    """The incident it looked into."""
+    state: _builtins.str
+    """queued, running, completed, partial, degraded or abandoned."""
+    stop_reason: _builtins.str
+    """Why it stopped."""
+    model: _builtins.str
+    """The model that was asked."""
+    rounds: _builtins.int
+    """Rounds with the model."""
+    input_tokens: _builtins.int
+    """Tokens read, cached ones included."""
+    cached_tokens: _builtins.int
+    """Tokens read from the provider's cache."""
+    output_tokens: _builtins.int
+    """Tokens written."""
+    cost_usd: _builtins.float
+    """In US dollars, by the price table."""
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When it began; absent while it waits."""
+
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; absent while it runs."""
+
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TranscriptEntry]:
+        """What happened, in order."""
+
+    def __init__(
+        self,
+        *,
+        investigation_id: _builtins.str = ...,
+        incident_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        stop_reason: _builtins.str = ...,
+        model: _builtins.str = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        rounds: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        cost_usd: _builtins.float = ...,
+        entries: _abc.Iterable[Global___TranscriptEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "cost_usd", b"cost_usd", "ended_at", b"ended_at", "entries", b"entries", "incident_id", b"incident_id", "input_tokens", b"input_tokens", "investigation_id", b"investigation_id", "model", b"model", "output_tokens", b"output_tokens", "rounds", b"rounds", "started_at", b"started_at", "state", b"state", "stop_reason", b"stop_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTranscriptResponse: _TypeAlias = GetTranscriptResponse  # noqa: Y015
+
+@_typing.final
+class TranscriptEntry(_message.Message):
+    """One step of an investigation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Counted from 0, the round before the first answer."""
+    kind: _builtins.str
+    """item, model, call, result, note or answer."""
+    id: _builtins.str
+    """Item or call id; empty where it has none."""
+    title: _builtins.str
+    """The tool, or a title."""
+    trust: _builtins.str
+    """hardware, cluster or tenant for items and results; empty otherwise."""
+    text: _builtins.str
+    """As it was shown, redacted."""
+    total_bytes: _builtins.int
+    """Bytes of the whole result, where more was kept or counted than is shown."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        round: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        trust: _builtins.str = ...,
+        text: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "id", b"id", "kind", b"kind", "round", b"round", "text", b"text", "title", b"title", "total_bytes", b"total_bytes", "trust", b"trust"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscriptEntry: _TypeAlias = TranscriptEntry  # noqa: Y015
+
+@_typing.final
+class ListAuditRecordsRequest(_message.Message):
+    """Asks for decisions about actions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Node name; empty means every node."""
+    incident_id: _builtins.str
+    """Incident id; empty means every incident."""
+    page_size: _builtins.int
+    """At most this many; 0 means 100, more than 1000 is refused."""
+    page_token: _builtins.str
+    """From the previous page; empty for the first."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        incident_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incident_id", b"incident_id", "node", b"node", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRecordsRequest: _TypeAlias = ListAuditRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditRecordsResponse(_message.Message):
+    """Decisions, newest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty when this is the last."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditRecord]:
+        """The decisions."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___AuditRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRecordsResponse: _TypeAlias = ListAuditRecordsResponse  # noqa: Y015
+
+@_typing.final
+class AuditRecord(_message.Message):
+    """One decision about an action, or about an incident by a person."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
+    ASSESSMENT_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    INPUTS_JSON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its number."""
+    node: _builtins.str
+    """The node it is about."""
+    incident_id: _builtins.str
+    """The incident it is about."""
+    assessment_id: _builtins.str
+    """The assessment it follows from."""
+    action: _builtins.str
+    """cordon, uncordon, taint, untaint, drain, annotate …"""
+    outcome: _builtins.str
+    """allowed, denied, dry_run, done, failed."""
+    inputs_json: _builtins.str
+    """What the decision saw, as one JSON object."""
+    actor: _builtins.str
+    """Who decided: sentinel, or a person's name."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why, one sentence each."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        node: _builtins.str = ...,
+        incident_id: _builtins.str = ...,
+        assessment_id: _builtins.str = ...,
+        action: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        inputs_json: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "assessment_id", b"assessment_id", "at", b"at", "id", b"id", "incident_id", b"incident_id", "inputs_json", b"inputs_json", "node", b"node", "outcome", b"outcome", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditRecord: _TypeAlias = AuditRecord  # noqa: Y015
+
+@_typing.final
+class ListDeliveriesRequest(_message.Message):
+    """Asks for deliveries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 100, more than 1000 is refused."""
+    page_token: _builtins.str
+    """From the previous page; empty for the first."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these states: waiting, dead; empty means both."""
+
+    def __init__(
+        self,
+        *,
+        states: _abc.Iterable[_builtins.str] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeliveriesRequest: _TypeAlias = ListDeliveriesRequest  # noqa: Y015
+
+@_typing.final
+class ListDeliveriesResponse(_message.Message):
+    """Deliveries, oldest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty when this is the last."""
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryStatus]:
+        """The deliveries."""
+
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[Global___DeliveryStatus] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeliveriesResponse: _TypeAlias = ListDeliveriesResponse  # noqa: Y015
+
+@_typing.final
+class DeliveryStatus(_message.Message):
+    """One message to one target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its number."""
+    target: _builtins.str
+    """The target's name in the configuration; never its address."""
+    incident_id: _builtins.str
+    """The incident it tells of."""
+    change: _builtins.str
+    """opened, revised or resolved."""
+    state: _builtins.str
+    """waiting or dead."""
+    attempts: _builtins.int
+    """Attempts so far."""
+    last_error: _builtins.str
+    """What the last attempt met, without secrets."""
+    @_builtins.property
+    def next_attempt_at(self) -> _timestamp_pb2.Timestamp:
+        """When it is tried again; absent where it is not."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was posted."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        target: _builtins.str = ...,
+        incident_id: _builtins.str = ...,
+        change: _builtins.str = ...,
+        state: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        next_attempt_at: _timestamp_pb2.Timestamp | None = ...,
+        last_error: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "next_attempt_at", b"next_attempt_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "change", b"change", "created_at", b"created_at", "id", b"id", "incident_id", b"incident_id", "last_error", b"last_error", "next_attempt_at", b"next_attempt_at", "state", b"state", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliveryStatus: _TypeAlias = DeliveryStatus  # noqa: Y015
 
 @_typing.final
 class YieldRequest(_message.Message):

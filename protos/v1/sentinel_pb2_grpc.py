@@ -85,6 +85,21 @@ class SentinelServiceStub:
                 request_serializer=protos_dot_v1_dot_sentinel__pb2.InvestigateRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_sentinel__pb2.InvestigateResponse.FromString,
                 _registered_method=True)
+        self.GetTranscript = channel.unary_unary(
+                '/gcm_sentinel.v1.SentinelService/GetTranscript',
+                request_serializer=protos_dot_v1_dot_sentinel__pb2.GetTranscriptRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_sentinel__pb2.GetTranscriptResponse.FromString,
+                _registered_method=True)
+        self.ListAuditRecords = channel.unary_unary(
+                '/gcm_sentinel.v1.SentinelService/ListAuditRecords',
+                request_serializer=protos_dot_v1_dot_sentinel__pb2.ListAuditRecordsRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_sentinel__pb2.ListAuditRecordsResponse.FromString,
+                _registered_method=True)
+        self.ListDeliveries = channel.unary_unary(
+                '/gcm_sentinel.v1.SentinelService/ListDeliveries',
+                request_serializer=protos_dot_v1_dot_sentinel__pb2.ListDeliveriesRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_sentinel__pb2.ListDeliveriesResponse.FromString,
+                _registered_method=True)
 
 
 class SentinelServiceServicer:
@@ -161,6 +176,27 @@ class SentinelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTranscript(self, request, context):
+        """What an investigation asked, got and concluded, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditRecords(self, request, context):
+        """Decisions about actions, allowed or denied, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeliveries(self, request, context):
+        """Messages to webhooks and to the API server that wait or were given up, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SentinelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -213,6 +249,21 @@ def add_SentinelServiceServicer_to_server(servicer, server):
                     servicer.Investigate,
                     request_deserializer=protos_dot_v1_dot_sentinel__pb2.InvestigateRequest.FromString,
                     response_serializer=protos_dot_v1_dot_sentinel__pb2.InvestigateResponse.SerializeToString,
+            ),
+            'GetTranscript': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTranscript,
+                    request_deserializer=protos_dot_v1_dot_sentinel__pb2.GetTranscriptRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_sentinel__pb2.GetTranscriptResponse.SerializeToString,
+            ),
+            'ListAuditRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditRecords,
+                    request_deserializer=protos_dot_v1_dot_sentinel__pb2.ListAuditRecordsRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_sentinel__pb2.ListAuditRecordsResponse.SerializeToString,
+            ),
+            'ListDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeliveries,
+                    request_deserializer=protos_dot_v1_dot_sentinel__pb2.ListDeliveriesRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_sentinel__pb2.ListDeliveriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -486,6 +537,87 @@ class SentinelService:
             '/gcm_sentinel.v1.SentinelService/Investigate',
             protos_dot_v1_dot_sentinel__pb2.InvestigateRequest.SerializeToString,
             protos_dot_v1_dot_sentinel__pb2.InvestigateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTranscript(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gcm_sentinel.v1.SentinelService/GetTranscript',
+            protos_dot_v1_dot_sentinel__pb2.GetTranscriptRequest.SerializeToString,
+            protos_dot_v1_dot_sentinel__pb2.GetTranscriptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gcm_sentinel.v1.SentinelService/ListAuditRecords',
+            protos_dot_v1_dot_sentinel__pb2.ListAuditRecordsRequest.SerializeToString,
+            protos_dot_v1_dot_sentinel__pb2.ListAuditRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gcm_sentinel.v1.SentinelService/ListDeliveries',
+            protos_dot_v1_dot_sentinel__pb2.ListDeliveriesRequest.SerializeToString,
+            protos_dot_v1_dot_sentinel__pb2.ListDeliveriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,12 @@ class SentinelServiceStub:
     """One assessment."""
     Investigate: _grpc.UnaryStreamMultiCallable[_sentinel_pb2.InvestigateRequest, _sentinel_pb2.InvestigateResponse]
     """Investigates a node's condition and streams what it does; the last message holds the assessment."""
+    GetTranscript: _grpc.UnaryUnaryMultiCallable[_sentinel_pb2.GetTranscriptRequest, _sentinel_pb2.GetTranscriptResponse]
+    """What an investigation asked, got and concluded, in order."""
+    ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_sentinel_pb2.ListAuditRecordsRequest, _sentinel_pb2.ListAuditRecordsResponse]
+    """Decisions about actions, allowed or denied, newest first."""
+    ListDeliveries: _grpc.UnaryUnaryMultiCallable[_sentinel_pb2.ListDeliveriesRequest, _sentinel_pb2.ListDeliveriesResponse]
+    """Messages to webhooks and to the API server that wait or were given up, oldest first."""
 
 @_typing.type_check_only
 class SentinelServiceAsyncStub(SentinelServiceStub):
@@ -79,6 +85,12 @@ class SentinelServiceAsyncStub(SentinelServiceStub):
     """One assessment."""
     Investigate: _aio.UnaryStreamMultiCallable[_sentinel_pb2.InvestigateRequest, _sentinel_pb2.InvestigateResponse]  # type: ignore[assignment]
     """Investigates a node's condition and streams what it does; the last message holds the assessment."""
+    GetTranscript: _aio.UnaryUnaryMultiCallable[_sentinel_pb2.GetTranscriptRequest, _sentinel_pb2.GetTranscriptResponse]  # type: ignore[assignment]
+    """What an investigation asked, got and concluded, in order."""
+    ListAuditRecords: _aio.UnaryUnaryMultiCallable[_sentinel_pb2.ListAuditRecordsRequest, _sentinel_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
+    """Decisions about actions, allowed or denied, newest first."""
+    ListDeliveries: _aio.UnaryUnaryMultiCallable[_sentinel_pb2.ListDeliveriesRequest, _sentinel_pb2.ListDeliveriesResponse]  # type: ignore[assignment]
+    """Messages to webhooks and to the API server that wait or were given up, oldest first."""
 
 class SentinelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Read-only queries, with paging and size limits."""
@@ -162,6 +174,30 @@ class SentinelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sentinel_pb2.InvestigateResponse], _abc.AsyncIterator[_sentinel_pb2.InvestigateResponse]]:
         """Investigates a node's condition and streams what it does; the last message holds the assessment."""
+
+    @_abc_1.abstractmethod
+    def GetTranscript(
+        self,
+        request: _sentinel_pb2.GetTranscriptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sentinel_pb2.GetTranscriptResponse, _abc.Awaitable[_sentinel_pb2.GetTranscriptResponse]]:
+        """What an investigation asked, got and concluded, in order."""
+
+    @_abc_1.abstractmethod
+    def ListAuditRecords(
+        self,
+        request: _sentinel_pb2.ListAuditRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sentinel_pb2.ListAuditRecordsResponse, _abc.Awaitable[_sentinel_pb2.ListAuditRecordsResponse]]:
+        """Decisions about actions, allowed or denied, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListDeliveries(
+        self,
+        request: _sentinel_pb2.ListDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sentinel_pb2.ListDeliveriesResponse, _abc.Awaitable[_sentinel_pb2.ListDeliveriesResponse]]:
+        """Messages to webhooks and to the API server that wait or were given up, oldest first."""
 
 def add_SentinelServiceServicer_to_server(servicer: SentinelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

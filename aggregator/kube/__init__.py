@@ -1,0 +1,1 @@
+"""The only Kubernetes client: everything that is asked of an API server, or told to it, goes through here."""

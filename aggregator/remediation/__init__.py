@@ -1,0 +1,1 @@
+"""Acts on a node where policy allows it. In `recommend` and `annotate` nothing of it is constructed."""
