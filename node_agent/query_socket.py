@@ -211,6 +211,15 @@ class _Sentinel(sentinel_pb2_grpc.SentinelServiceServicer):
     async def Investigate(self, request: sentinel_pb2.InvestigateRequest, context: Context) -> AsyncIterator[Any]:
         yield await _ask_aggregator(context)
 
+    async def GetTranscript(self, request: sentinel_pb2.GetTranscriptRequest, context: Context) -> Any:
+        await _ask_aggregator(context)
+
+    async def ListAuditRecords(self, request: sentinel_pb2.ListAuditRecordsRequest, context: Context) -> Any:
+        await _ask_aggregator(context)
+
+    async def ListDeliveries(self, request: sentinel_pb2.ListDeliveriesRequest, context: Context) -> Any:
+        await _ask_aggregator(context)
+
     async def _expect_own_node(self, node: str, context: Context) -> None:
         own = self._questions.describe_node().name
         if node not in ("", own):

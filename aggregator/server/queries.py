@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import grpc
@@ -14,13 +14,16 @@ from aggregator import wire
 from aggregator.identity import Authenticator
 from aggregator.model import SEVERITY_ORDER, Assessment, Incident, normalise_pci
 from aggregator.pipeline import Pipeline
+from aggregator.server.answering import Context, answer
+from aggregator.server.investigations import Investigations
 from aggregator.server.paging import make_token, page_size, read_token
 from aggregator.server.presence import Presence
+from aggregator.server.records import Records
 from aggregator.server.refusal import Refusal, admission, authorization, invalid
 from aggregator.server.sessions import CollectFailed, Sessions
 from aggregator.store import queries
 from aggregator.store.queries import EvidenceFilter, StoredRow
-from protos.v1 import evidence_pb2, sentinel_pb2, sentinel_pb2_grpc
+from protos.v1 import evidence_pb2, sentinel_pb2
 
 COLLECT_SECONDS = 10.0
 WATCH_PAGE = 200
@@ -28,29 +31,8 @@ MAX_WATCHERS = 100
 MAX_BEHIND = 10_000  # rows a watcher may be behind before it is moved forward, and told how many it missed
 MAX_FILTERS = 100  # kinds or severities in one request
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-_Answer = Callable[["SentinelService", Request], Awaitable[Response]]
-_Method = Callable[["SentinelService", Request, Context], Awaitable[Response]]
 
-
-def _answer(answer: _Answer[Request, Response]) -> _Method[Request, Response]:
-    """A method that admits readers alone, and turns a Refusal into the call's status."""
-
-    @functools.wraps(answer)
-    async def method(self: SentinelService, request: Request, context: Context) -> Response:
-        try:
-            with admission():
-                self.authenticator.admit_reader(authorization(context))
-            return await answer(self, request)
-        except Refusal as refusal:
-            await context.abort(refusal.code, refusal.text)
-
-    return method
-
-
-class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
+class SentinelService(Investigations, Records):
     """Every question a person or program may ask."""
 
     def __init__(
@@ -63,7 +45,7 @@ class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
         self._presence = presence
         self._watchers = 0
 
-    @_answer
+    @answer
     async def ListNodes(self, request: sentinel_pb2.ListNodesRequest) -> sentinel_pb2.ListNodesResponse:  # noqa: N802
         """Nodes by name."""
         size = page_size(request.page_size)
@@ -72,7 +54,7 @@ class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
         token = make_token(request, [nodes[size - 1].name]) if len(nodes) > size else ""
         return sentinel_pb2.ListNodesResponse(nodes=nodes[:size], next_page_token=token)
 
-    @_answer
+    @answer
     async def GetNode(self, request: sentinel_pb2.GetNodeRequest) -> sentinel_pb2.GetNodeResponse:  # noqa: N802
         """One node with its latest snapshot."""
         name = _required(request.node, "node")
@@ -89,7 +71,7 @@ class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
 
         return _found(await self._store.read(query), f"node {name!r} has never reported")
 
-    @_answer
+    @answer
     async def ListEvidence(self, request: sentinel_pb2.ListEvidenceRequest) -> sentinel_pb2.ListEvidenceResponse:  # noqa: N802
         """Stored evidence, oldest first."""
         size = page_size(request.page_size)
@@ -120,7 +102,7 @@ class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
         finally:
             self._watchers -= 1
 
-    @_answer
+    @answer
     async def CollectNow(self, request: sentinel_pb2.CollectNowRequest) -> sentinel_pb2.CollectNowResponse:  # noqa: N802
         """A fresh reading, through the agent's own stream."""
         name = _required(request.node, "node")
@@ -139,7 +121,7 @@ class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
                 grpc.StatusCode.UNAVAILABLE, f"the agent of {name!r} could not read its GPUs: {error}"
             ) from error
 
-    @_answer
+    @answer
     async def ListIncidents(self, request: sentinel_pb2.ListIncidentsRequest) -> sentinel_pb2.ListIncidentsResponse:  # noqa: N802
         """Incidents, newest first."""
         size = page_size(request.page_size)
@@ -163,7 +145,7 @@ class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
             next_page_token=make_token(request, [last.opened_us, last.id]) if last else "",
         )
 
-    @_answer
+    @answer
     async def GetIncident(self, request: sentinel_pb2.GetIncidentRequest) -> sentinel_pb2.GetIncidentResponse:  # noqa: N802
         """One incident with its timeline."""
         incident_id = _required(request.id, "id")
@@ -176,7 +158,7 @@ class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
             incident=wire.incident_message(incident, assessment, with_timeline=True)
         )
 
-    @_answer
+    @answer
     async def ListAssessments(  # noqa: N802
         self, request: sentinel_pb2.ListAssessmentsRequest
     ) -> sentinel_pb2.ListAssessmentsResponse:
@@ -194,20 +176,13 @@ class SentinelService(sentinel_pb2_grpc.SentinelServiceServicer):
             next_page_token=make_token(request, [last.created_us, last.id]) if last else "",
         )
 
-    @_answer
+    @answer
     async def GetAssessment(self, request: sentinel_pb2.GetAssessmentRequest) -> sentinel_pb2.GetAssessmentResponse:  # noqa: N802
         """One assessment."""
         assessment_id = _required(request.id, "id")
         found = await self._store.read(lambda connection: queries.get_assessment(connection, assessment_id))
         assessment = _found(found, f"no assessment {assessment_id!r}")
         return sentinel_pb2.GetAssessmentResponse(assessment=wire.assessment_message(assessment))
-
-    async def Investigate(  # type: ignore[override]  # noqa: N802 - gRPC's name; the stub knows only methods that yield
-        self, request: sentinel_pb2.InvestigateRequest, context: Context
-    ) -> None:
-        """Not in this version: incidents are judged by rules alone."""
-        text = "this version judges by rules alone and cannot investigate; ListIncidents has the verdicts"
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
 
     def _watch_filter(self, request: sentinel_pb2.WatchEvidenceRequest, context: Context) -> EvidenceFilter:
         with admission():
