@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aggregator.model import Phase, Severity, Signal, Trust
 from aggregator.rules.catalog import CODED, Catalog, Entry
 from aggregator.rules.ports import attributed
-from aggregator.rules.refine import refine
+from aggregator.rules.refine import by_its_words, refine
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ def read(signal: Signal, catalog: Catalog) -> Reading:
     code = signal.code if signal.kind in CODED else None
     entry = catalog.entry(signal.kind, code)
     if entry is None:
-        return Reading(signal, refine(signal, catalog.unknown(signal.kind, signal.code)), known=False)
+        unknown = by_its_words(signal, catalog.unknown(signal.kind, signal.code))
+        return Reading(signal, refine(signal, unknown), known=False)
     return Reading(signal, refine(signal, entry), known=True)
 
 

@@ -138,7 +138,15 @@ _ALL = (
             "data": "the Data line's registers",
         },
     ),
-    Kind("xid_malformed", _O, "A kernel line starts like an XID and is not one: kept, never counted as an XID."),
+    Kind(
+        "xid_malformed",
+        _G,
+        "The driver reported an XID that cannot be read: kept, never counted as an XID.",
+        {
+            "words": "error, warning or info: the worst word in the text",
+            "unstamped": "true where no log's prefix says that the kernel wrote the line",
+        },
+    ),
     # --- GPU presence, start and reset
     Kind(
         "gpu_identity",

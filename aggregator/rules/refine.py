@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -13,6 +14,26 @@ def refine(signal: Signal, entry: Entry) -> Entry:
     """The entry as this signal's attributes make it; the entry itself when they say nothing more."""
     refinement = _REFINEMENTS.get((signal.kind, signal.code)) or _REFINEMENTS.get((signal.kind, None))
     return refinement(signal, entry) if refinement else entry
+
+
+_DIRE = re.compile(
+    r"(?<!non-)(?<!non)\bfatal\b|fallen off the bus|\bis lost\b|uncontained|requires? (?:a )?(?:gpu )?reset|reset required",
+    re.I,
+)
+
+
+def by_its_words(signal: Signal, entry: Entry) -> Entry:
+    """What no table knows is as bad as the driver's own words for it; nothing else is guessed from them."""
+    if not _DIRE.search(str(signal.attributes.get("text") or "")):
+        return entry
+    return replace(entry, severity=Severity.CRITICAL, action=Action.CORDON)
+
+
+def _unreadable_xid(signal: Signal, entry: Entry) -> Entry:
+    """A line is the driver's by its log's prefix or by its form: what has neither is shown and proves nothing."""
+    if "unstamped" in signal.attributes:
+        return replace(entry, severity=Severity.OK)
+    return by_its_words(signal, entry)
 
 
 def _sxid(signal: Signal, entry: Entry) -> Entry:
@@ -250,6 +271,7 @@ def _cuda_error(signal: Signal, entry: Entry) -> Entry:
 
 _REFINEMENTS: Mapping[tuple[str, int | None], Callable[[Signal, Entry], Entry]] = {
     ("sxid", None): _sxid,
+    ("xid_malformed", None): _unreadable_xid,
     ("xid", 64): _row_remap,
     ("xid", 74): _link_registers,
     ("xid", 154): _recovery_action,

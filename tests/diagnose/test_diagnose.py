@@ -59,6 +59,41 @@ def test_the_json_contract(log: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert 0 < incident["confidence"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("line", "severity", "pci"),
+    [
+        ("NVRM: Xid (PCI:0000:3b:00): , pid=22, name=x", "warning", "0000:3b:00.0"),
+        ("NVRM: Xid 79 (PCI:0000:66:00) GPU has gone", "warning", "0000:66:00.0"),
+        ("NVRM: Xid (PCI:0000:66", "warning", None),
+        ("NVRM: Xid (PCI:0000:3b:00): GPU has fallen off the bus.", "critical", "0000:3b:00.0"),
+        ("NVRM: Xid (PCI:0000:3b:00): 999, pid=1, name=x, of a driver to come", "warning", "0000:3b:00.0"),
+        ("NVRM: Xid (PCI:0000:3b:00): 999, pid=1, name=x, Fatal, of a driver to come", "critical", "0000:3b:00.0"),
+        ("NVRM: Xid (PCI:0000:3b:00): 999, pid=1, name=x, non-fatal, of a driver to come", "warning", "0000:3b:00.0"),
+    ],
+)
+def test_an_xid_that_nobody_can_read_or_knows_is_never_ok(
+    line: str, severity: str, pci: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its class is unknown, its severity the line's own words or else a warning; the GPU is named where it is legible."""
+    path = tmp_path / "log"
+    path.write_text(f"[ 10.000000] {line}\n")
+    _, found, _ = diagnose(capsys, str(path))
+    (incident,) = found["incidents"]
+    assert (incident["severity"], incident["fault_class"], incident["subject"]["pci"]) == (severity, "unknown", pci)
+    assert "rma" not in incident["resolutions"]
+
+
+def test_an_unreadable_xid_that_nothing_shows_to_be_the_driver_s_is_told_and_proves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a log's prefix nor the driver's form: a test's text, a quotation, a sentence about XIDs."""
+    path = tmp_path / "log"
+    path.write_text("NVRM: Xid (invalid): some error\n")
+    _, found, _ = diagnose(capsys, str(path))
+    assert [signal["kind"] for signal in found["signals"]] == ["xid_malformed"]
+    assert (found["severity"], found["incidents"]) == ("ok", [])
+
+
 def test_text_names_the_verdict_and_its_proof(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a person reads: severity, GPU, the cited line, what to do; no colours in a pipe."""
     assert cli.main(["diagnose", str(log)]) == 0

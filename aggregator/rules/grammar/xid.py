@@ -20,6 +20,7 @@ _HEAD = re.compile(
     r"(?: GPU-I:(?P<gi>\d{1,3})(?: GPU-CI:(?P<ci>\d{1,3}))?)?\): ?(?P<code>\d{1,6})(?P<rest>(?:[,:; (].*)?)$",
     re.S,
 )
+_PLACE = re.compile(rf"\((?:PCI:)?({PCI})(?=[ )])")  # an address that was cut could be another GPU's
 _PID = re.compile(r"pid=(?:'[^']{0,64}'|\"[^\"]{0,64}\"|<[^>]{0,64}>|(?P<pid>\d{1,10}))(?:,\s*|\s+|$)")
 _QUOTED_NAME = re.compile(
     r"name=(?:'(?P<single>[^']{0,64})'|\"(?P<double>[^\"]{0,64})\"|(?P<unknown><unknown>))(?:,\s*|$)"
@@ -44,11 +45,19 @@ def read_xid(line: Line) -> Iterator[Reading]:
     text = line.text[start:].rstrip("\"'` ") if start else line.text
     head = _HEAD.match(text)
     if head is None:
-        yield Reading("xid_malformed", {"text": text})
+        if start == 0:
+            yield _malformed(text, line)
         return
     xid = _reading(head)
     yield xid
     yield from _announced(xid)
+
+
+def _malformed(text: str, line: Line) -> Reading:
+    """A report cut off, garbled, or of a form to come."""
+    place = _PLACE.search(text)
+    attributes = present(text=text, words=worst_word(text), unstamped=True if line.origin is Origin.UNKNOWN else None)
+    return Reading("xid_malformed", attributes, pci=_pci(place[1]) if place else None)
 
 
 def _quoted_by_a_tool(line: Line, start: int) -> bool:
