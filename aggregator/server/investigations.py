@@ -25,7 +25,7 @@ class Investigations(sentinel_pb2_grpc.SentinelServiceServicer):
     ) -> AsyncIterator[sentinel_pb2.InvestigateResponse]:
         """Look into a node's condition now; ends with the assessment."""
         text = "this version judges by rules alone and cannot investigate; ListIncidents has the verdicts"
-        for message in ():
+        for message in list[sentinel_pb2.InvestigateResponse]():
             yield message
         raise Refusal(grpc.StatusCode.UNIMPLEMENTED, text)
 

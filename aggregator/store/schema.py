@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     Index,
     Integer,
     LargeBinary,
@@ -160,6 +161,47 @@ outbox = Table(  # changes that are committed and not yet published
     Column("change", String, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     sqlite_autoincrement=True,
+)
+
+investigations = Table(  # one row an investigation: it waits, runs, and stays as the record of what it found and cost
+    "investigations",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("incident_id", String, nullable=False),
+    Column("node", String, nullable=False),
+    Column("namespace", String, nullable=False),  # whose work was hit; empty where nobody's, or nobody known
+    Column("state", String, nullable=False),  # queued, running, completed, partial, degraded, dropped
+    Column("priority", Integer, nullable=False),  # the lowest goes first
+    Column("basis", String, nullable=False),  # what it is asked about: see model.Investigation
+    Column("asked_by", String, nullable=False),  # auto, or a person's name
+    Column("wanted_us", BigInteger, nullable=False),
+    Column("due_us", BigInteger, nullable=False),
+    Column("rest_until_us", BigInteger, nullable=False),  # a cooldown, or the pause before it is tried again
+    Column("started_us", BigInteger),
+    Column("ended_us", BigInteger),
+    Column("attempts", Integer, nullable=False),
+    Column("tokens", BigInteger, nullable=False),  # read and written so far, kept up to date while it runs
+    Column("cost_usd", Float, nullable=False),
+    Column("joined", Boolean(create_constraint=False), nullable=False),  # an assessment says what it found
+    Column("body", LargeBinary),  # the whole noun, once it has ended
+    Index("investigations_due", "state", "priority", "due_us"),
+    Index("investigations_incident", "incident_id", "ended_us"),
+    Index("investigations_started", "started_us"),
+)
+
+transcripts = Table(  # what an investigation did, redacted
+    "transcripts",
+    metadata,
+    Column("investigation_id", String, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("kind", String, nullable=False),  # item, model, call, result, note, answer
+    Column("entry_id", String, nullable=False),
+    Column("title", String, nullable=False),
+    Column("trust", String, nullable=False),
+    Column("text", String, nullable=False),
+    Column("total_bytes", BigInteger, nullable=False),
 )
 
 meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from aggregator.model import Assessment, Incident
+from aggregator.model import Assessment, Incident, Investigation
 
 _incident = TypeAdapter(Incident)
 _assessment = TypeAdapter(Assessment)
+_investigation = TypeAdapter(Investigation)
 
 dump_incident = _incident.dump_json
 load_incident = _incident.validate_json
 dump_assessment = _assessment.dump_json
 load_assessment = _assessment.validate_json
+dump_investigation = _investigation.dump_json
+load_investigation = _investigation.validate_json

@@ -148,11 +148,12 @@ async def test_a_newer_file_is_refused_with_the_way_out(database: Path, reopen: 
     store = Store(database, read_record)
     await store.close()
     with sqlite3.connect(database) as outside:
+        (head,) = outside.execute("SELECT version_num FROM alembic_version").fetchone()
         outside.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StoreUnusable, match=r"newer gcm-sentinel \(schema 9999\); install that version"):
         reopen()
     with sqlite3.connect(database) as outside:
-        outside.execute("UPDATE alembic_version SET version_num = '0001'")
+        outside.execute("UPDATE alembic_version SET version_num = ?", (head,))
     await reopen().close()  # refusing let go of the file
 
 
