@@ -7,6 +7,7 @@ the assessment is marked degraded, and says to investigate.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from aggregator.model import (
     FaultClass,
     Incident,
     IncidentState,
+    Investigation,
     Resolution,
     Severity,
     Signal,
@@ -40,6 +42,7 @@ def assess(
     *,
     context: rules.Context = EMPTY,
     judge: Judge = rules.judge,
+    investigation: Investigation | None = None,
 ) -> Assessment | None:
     """The next revision; None when a reader of `previous` would notice no difference.
 
@@ -65,6 +68,13 @@ def assess(
         verdict=verdict,
         degraded_reason=degraded_reason,
     )
+
+
+def basis_of(incident: Incident, verdict: Verdict) -> str:
+    """A digest of what an investigation is asked about: once it changes, what was found answers another question."""
+    codes = sorted({signal.name for signal in incident.signals})
+    question = [*codes, verdict.severity, verdict.fault_class, verdict.action, *verdict.rule_ids]
+    return hashlib.sha256("\n".join(question).encode()).hexdigest()[:16]
 
 
 def _judged(incident: Incident, context: rules.Context, judge: Judge) -> tuple[Verdict, str]:

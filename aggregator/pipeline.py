@@ -2,18 +2,22 @@
 
     agent ═ stream ═▶ server ─▶ receive ─▶ read_record ─▶ store ─▶ ack
                                                             │ committed
-       metrics, log, … ◀─ publish ◀─ judge ◀─ correlate ◀───┘
+       metrics, log, … ◀─ publish ◀─ judge ◀─ correlate ◀───┤
+                                       ▲ join               │ worth it
+                                       └──── investigator ◀─┘
 
 An ack leaves only after `receive`'s future is done: the records are committed. The other half starts from the store alone: it
 reads evidence behind its cursor, and commits what it concluded, the moved cursor and the outbox in one transaction. So a crash at
-any point loses nothing and repeats nothing: what was committed is published, what was not is concluded again.
+any point loses nothing and repeats nothing: what was committed is published, what was not is concluded again. The investigator
+(`aggregator.investigator`) notes in the same transaction what it wants to look into, and puts down what it found; the next step
+joins that with the rules' verdict, and publishes a revision.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,11 +25,11 @@ import structlog
 from sqlalchemy import Connection
 
 from aggregator import assessor, correlator, rules, wire
-from aggregator.model import Assessment, Evidence, Gpu, Signal
+from aggregator.model import Assessment, Evidence, Gpu, Investigation, Signal
 from aggregator.outputs import Output
 from aggregator.outputs.metrics import Metrics
 from aggregator.rules.context import EMPTY
-from aggregator.store import Store, queries, verdicts
+from aggregator.store import Store, investigations, queries, verdicts
 from aggregator.store.arrivals import (
     FOREIGN_NODE,
     MALFORMED,
@@ -46,6 +50,7 @@ from aggregator.wire import NodeState
 
 SLICE_ROWS = 500  # evidence rows that are correlated in one step and committed together
 PUBLISH_ROWS = 200
+JOIN_ROWS = 100  # outcomes of investigations that are joined in one step
 SAVE_CURSOR_ROWS = 10_000  # evidence without a signal moves the cursor in memory; this often it is saved too
 PRESENT_US = (
     2 * 86_400 * 1_000_000
@@ -54,6 +59,8 @@ CONTEXT_US = 3_600 * 1_000_000  # context this recent is read again after a rest
 MAX_CONTEXT_ROWS = 20_000
 MAX_SHOWN = 100_000  # open incidents whose series are there again after a restart
 RETRY_US = 60 * 1_000_000  # pause before time is tried again where the correlator fails on it
+
+Judged = Callable[[Connection, Sequence[Judgement], int], None]  # runs in the transaction that commits the judgements
 
 log = structlog.get_logger(__name__)
 
@@ -116,6 +123,7 @@ class _Concluded:
     state: correlator.State
     next_wake_us: int | None
     judgements: tuple[Judgement, ...]
+    joined: tuple[str, ...]  # investigations whose outcome is in the judgements
     cursor: int  # id of the last evidence row it has seen
     more: bool  # rows wait behind the cursor
 
@@ -135,6 +143,7 @@ class Pipeline:
         self._context = context  # what holds for every judgement here: the catalog
         self._rules = correlator.rules_of(context.catalog)
         self.on_snapshots: Callable[[Iterable[NodeState]], None] = lambda _: None
+        self.on_judged: Judged = lambda *_: None
         self.last_stored_id = 0
         self._inventories: dict[str, tuple[Gpu, ...]] = {}  # nodes whose GPU names the correlator has yet to learn
         self._outputs = outputs
@@ -142,6 +151,7 @@ class Pipeline:
         self._windows = windows
         self._loop = asyncio.get_running_loop()
         self._committed = asyncio.Event()
+        self._outcome_waits = False
         self._state = correlator.State()
         self._cursor = self._saved_cursor = 0
         store.on_stored = self._stored
@@ -163,27 +173,40 @@ class Pipeline:
             await self._commit(concluded)
             await self._publish()
             if not concluded.more:
-                await self.stored_beyond(concluded.cursor, until_us=concluded.next_wake_us)
+                await self._wait(partial(self._work_beyond, concluded.cursor), concluded.next_wake_us)
 
     def _correlate_and_judge(self, connection: Connection) -> _Concluded:
         """One bounded step, on a reader's thread."""
         now_us = _now_us()
+        self._outcome_waits = False
         state = self._state
         while self._inventories:
             state = correlator.identify(state, *self._inventories.popitem())
         rows, cursor = queries.unread_signals(connection, self._cursor, SLICE_ROWS)
         step = self._step(state, [signal for row in rows for signal in _signals_of(row)], now_us)
-        present = verdicts.latest_assessments(connection, [change.incident.id for change in step.changes])
+        outcomes = investigations.unjoined(connection, JOIN_ROWS)
+        changes = (*step.changes, *_looked_into(connection, outcomes, step.changes))
+        ids = [change.incident.id for change in changes]
+        present = verdicts.latest_assessments(connection, ids)
+        found = investigations.latest(connection, ids)
         judgements = []
-        for change in step.changes:
+        for change in changes:
+            incident_id = change.incident.id
             began = time.perf_counter()
-            assessment = _assess(change, present.get(change.incident.id), now_us, self._context)
+            assessment = _assess(change, present.get(incident_id), now_us, self._context, found.get(incident_id))
             self._metrics.assessed(time.perf_counter() - began)
             if assessment is not None:
-                present[change.incident.id] = assessment
+                present[incident_id] = assessment
             judgements.append(Judgement(change.incident, assessment, change.kind))
         self._metrics.correlator_lag((now_us - rows[0].stored_us) / 1e6 if rows else 0.0)
-        return _Concluded(step.state, step.next_wake_us, tuple(judgements), cursor, len(rows) == SLICE_ROWS)
+        return _Concluded(
+            step.state,
+            step.next_wake_us,
+            tuple(judgements),
+            tuple(outcome.id for outcome in outcomes),
+            cursor,
+            len(rows) == SLICE_ROWS,
+        )
 
     def _step(self, state: correlator.State, signals: Sequence[Signal], now_us: int) -> correlator.Step:
         """correlator.step; where it fails, in halves, until the signal that it fails on is alone and left out."""
@@ -199,14 +222,17 @@ class Pipeline:
 
     async def _commit(self, concluded: _Concluded) -> None:
         """Make the step durable, and only then go on from it."""
-        if concluded.judgements or concluded.cursor - self._saved_cursor > SAVE_CURSOR_ROWS:
-            save = partial(
-                verdicts.save_step, cursor=concluded.cursor, judgements=concluded.judgements, now_us=_now_us()
-            )
-            await self.store.write(save)
+        if concluded.judgements or concluded.joined or concluded.cursor - self._saved_cursor > SAVE_CURSOR_ROWS:
+            await self.store.write(partial(self._save, concluded=concluded))
             self._saved_cursor = concluded.cursor
         self._state, self._cursor = concluded.state, concluded.cursor
         self._metrics.queue_depth(max(0, self.last_stored_id - self._cursor))
+
+    def _save(self, connection: Connection, concluded: _Concluded) -> None:
+        now_us = _now_us()
+        verdicts.save_step(connection, cursor=concluded.cursor, judgements=concluded.judgements, now_us=now_us)
+        investigations.joined(connection, concluded.joined)
+        self.on_judged(connection, concluded.judgements, now_us)
 
     async def _publish(self) -> None:
         """Hand every committed change to every output, in order, then forget it. An output that fails fails alone."""
@@ -226,9 +252,21 @@ class Pipeline:
 
     # --- waking up
 
-    async def stored_beyond(self, last_id: int, *, until_us: int | None = None) -> None:
-        """Return once evidence with a higher id is committed, or the time has come."""
-        while self.last_stored_id <= last_id:
+    def join_outcomes(self) -> None:
+        """Investigations have put down what they found: join it."""
+        self._outcome_waits = True
+        self._committed.set()
+
+    def _work_beyond(self, cursor: int) -> bool:
+        return self._outcome_waits or self.last_stored_id > cursor
+
+    async def stored_beyond(self, last_id: int) -> None:
+        """Return once evidence with a higher id is committed."""
+        await self._wait(lambda: self.last_stored_id > last_id, None)
+
+    async def _wait(self, happened: Callable[[], bool], until_us: int | None) -> None:
+        """Return once it has happened, or the time has come."""
+        while not happened():
             self._committed.clear()
             timeout = None if until_us is None else max(0.0, (until_us - _now_us()) / 1e6)
             try:
@@ -275,12 +313,27 @@ def _restored(connection: Connection, rule_book: correlator.RuleBook) -> tuple[c
     return state, cursor
 
 
+def _looked_into(
+    connection: Connection, outcomes: Iterable[Investigation], changes: Sequence[correlator.Change]
+) -> Iterator[correlator.Change]:
+    """The incidents with a new outcome that the step itself does not change."""
+    changed = {change.incident.id for change in changes}
+    for incident_id in dict.fromkeys(outcome.incident_id for outcome in outcomes):
+        stored = None if incident_id in changed else queries.get_incident(connection, incident_id)
+        if stored is not None:
+            yield correlator.Change(stored[0], "revised")
+
+
 def _assess(
-    change: correlator.Change, present: Assessment | None, now_us: int, context: rules.Context
+    change: correlator.Change,
+    present: Assessment | None,
+    now_us: int,
+    context: rules.Context,
+    found: Investigation | None,
 ) -> Assessment | None:
     """judge: None where the verdict stays as it was. A rule that fails on one incident fails for that one alone."""
     try:
-        return assessor.assess(change.incident, present, now_us, context=context)
+        return assessor.assess(change.incident, present, now_us, context=context, investigation=found)
     except Exception:
         log.exception("not_assessed", incident=change.incident.id)
         return None

@@ -177,6 +177,14 @@ class Settings(_Environment):
     max_tool_rounds: int = Field(12, ge=1, le=100)
     max_tool_output: int = Field(8000, ge=0, le=1_000_000)  # characters; 0 is the built-in bound
     system_prompt_path: FilePath | None = None
+    models_file: FilePath | None = None  # capabilities and prices that replace or extend the packaged table
+    investigate: Literal["auto", "all", "manual"] = "auto"
+    investigations_at_once: int = Field(2, ge=1, le=32)
+    investigation_tokens: int = Field(400_000, ge=20_000, le=100_000_000)  # read and written, over all rounds of one
+    investigation_usd: float = Field(1.0, gt=0, le=1000)  # of one
+    investigation_seconds: int = Field(300, ge=10, le=7200)  # of one
+    hourly_tokens: int = Field(4_000_000, ge=0)  # of all that start within an hour; 0 is without a bound
+    hourly_usd: float = Field(10.0, ge=0)
     rules_overlay: FilePath | None = None
     webhook_url: SecretUrl = SecretStr("")
     webhooks_file: FilePath | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from aggregator.model import Assessment, Incident, IncidentState, Severity
+from aggregator.model import Assessment, Incident, IncidentState, Investigation, Severity
 from aggregator.rules.kinds import KINDS
 
 OTHER = "other"
@@ -24,6 +24,7 @@ SOURCES = frozenset(
 EVIDENCE_KINDS = frozenset((*KINDS, "kernel_line"))
 FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 DELAY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0, 3600.0)
+LONG_SECONDS = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 Active = tuple[str, str, str, str, str]  # node, gpu, kind, severity, action
@@ -43,6 +44,7 @@ class Metrics:
         self._counted: dict[str, str] = {}  # incident → its assessment that was counted last
         self._reasons: dict[str, str] = {}  # node → its reason in node_observed
         self._make_assessment_metrics()
+        self._make_investigation_metrics()
         self._make_evidence_metrics()
         self._make_process_metrics()
 
@@ -84,6 +86,29 @@ class Metrics:
     def queue_depth(self, evidence: int) -> None:
         """Stored evidence that waits to be correlated."""
         self._queue_depth.labels(self._cluster).set(evidence)
+
+    # --- investigations
+
+    def investigations_waiting(self, count: int) -> None:
+        """Investigations that wait for their time, a free worker or the next hour's budget."""
+        self._waiting.labels(self._cluster).set(count)
+
+    def investigated(self, found: Investigation) -> None:
+        """One has ended."""
+        spent, model = found.spent, found.model or "none"
+        self._investigations.labels(self._cluster, found.stop.value, found.reason.partition(":")[0]).inc()
+        self._investigation_seconds.labels(self._cluster).observe((found.ended_us - found.started_us) / 1e6)
+        for kind, count in (
+            ("input", spent.input_tokens - spent.cached_tokens),
+            ("cached", spent.cached_tokens),
+            ("output", spent.output_tokens),
+        ):
+            self._tokens.labels(self._cluster, model, kind).inc(max(0, count))
+        self._cost.labels(self._cluster, model).inc(spent.cost_usd)
+
+    def tool_called(self, tool: str, outcome: str) -> None:
+        """A source was asked. Both words are of a fixed set: registered tools, and ok, error, timeout, refused, repeated."""
+        self._tool_calls.labels(self._cluster, tool, outcome).inc()
 
     def correlator_lag(self, seconds: float) -> None:
         """How far the correlator is behind the newest stored evidence."""
@@ -169,6 +194,25 @@ class Metrics:
         )
         self._open = self._gauge("sentinel_incidents_open", "Open incidents by severity.", "severity")
 
+    def _make_investigation_metrics(self) -> None:
+        self._waiting = self._gauge("sentinel_investigations_waiting", "Investigations that wait.")
+        self._investigations = self._counter(
+            "sentinel_investigations_total", "Investigations that ended, by how and why.", "stop", "reason"
+        )
+        self._investigation_seconds = self._histogram(
+            "sentinel_investigation_duration_seconds", "Time of one investigation.", LONG_SECONDS
+        )
+        self._tokens = self._counter(
+            "sentinel_assessment_tokens_total",
+            "Tokens by the endpoint's own count; input excludes cached.",
+            "model",
+            "kind",
+        )
+        self._cost = self._counter("sentinel_assessment_cost_usd_total", "US dollars by the price table.", "model")
+        self._tool_calls = self._counter(
+            "sentinel_assessment_tool_calls_total", "Questions to sources by outcome.", "tool", "outcome"
+        )
+
     def _make_evidence_metrics(self) -> None:
         self._evidence = self._counter("sentinel_evidence_total", "Facts stored for the first time.", "kind", "source")
         self._lost = self._counter(
@@ -195,7 +239,7 @@ class Metrics:
         self._unwritable = self._gauge(
             "sentinel_store_unwritable", "1 while the disk refuses, so that nothing is stored and nothing acknowledged."
         )
-        for metric in (self._lost, self._queue_depth, self._lag, self._agents, self._unwritable):
+        for metric in (self._waiting, self._lost, self._queue_depth, self._lag, self._agents, self._unwritable):
             metric.labels(self._cluster)  # present from the start: absent and zero are different answers
         for severity in Severity:
             self._open.labels(self._cluster, severity.value)

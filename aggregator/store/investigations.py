@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
@@ -17,6 +18,7 @@ from aggregator.store.schema import investigations, transcripts
 from aggregator.store.serial import dump_investigation, load_investigation
 
 QUEUED, RUNNING, DROPPED = "queued", "running", "dropped"
+ANSWERED = ("completed", "partial")
 QUIET_US = 5_000_000  # an incident is looked into once nothing was added for so long
 LONGEST_WAIT_US = 30_000_000  # but no later than this after it was wanted
 
@@ -85,13 +87,22 @@ def want(connection: Connection, wanted: Wanted, now_us: int, cooldown_us: int) 
         asked = {"asked_by": wanted.asked_by} if wanted.at_once else {}
         connection.execute(update(investigations).where(investigations.c.id == present.id).values(**changes, **asked))
         return present.id
-    if _one(connection, investigations.c.incident_id == wanted.incident_id, investigations.c.state == RUNNING):
+    if running(connection, wanted.incident_id):
         return None
-    last = _last_success(connection, wanted.incident_id)
-    if last is not None and last.basis == wanted.basis and not wanted.at_once:
+    last = _one(connection, investigations.c.incident_id == wanted.incident_id, investigations.c.ended_us.is_not(None))
+    if last and last.state in ANSWERED and last.basis == wanted.basis and not wanted.at_once:
         return None
-    rest_until_us = (last.ended_us or 0) + cooldown_us if last else 0
-    row = {
+    row = _row(wanted, now_us)
+    if not wanted.at_once:
+        row["rest_until_us"] = (last.ended_us or 0) + cooldown_us if last else 0
+        row["due_us"] = max(now_us + QUIET_US, row["rest_until_us"])
+    connection.execute(insert(investigations).values(**row))
+    return str(row["id"])
+
+
+def _row(wanted: Wanted, now_us: int) -> dict[str, Any]:
+    """A new row, due now."""
+    return {
         "id": f"inv-{uuid4().hex[:16]}",
         "incident_id": wanted.incident_id,
         "node": wanted.node,
@@ -101,20 +112,29 @@ def want(connection: Connection, wanted: Wanted, now_us: int, cooldown_us: int) 
         "basis": wanted.basis,
         "asked_by": wanted.asked_by,
         "wanted_us": now_us,
-        "due_us": now_us if wanted.at_once else max(now_us + QUIET_US, rest_until_us),
-        "rest_until_us": rest_until_us,
+        "due_us": now_us,
+        "rest_until_us": 0,
         "attempts": 0,
         "tokens": 0,
         "cost_usd": 0.0,
         "joined": False,
     }
-    connection.execute(insert(investigations).values(**row))
-    return str(row["id"])
 
 
-def _last_success(connection: Connection, incident_id: str) -> Job | None:
-    ended = investigations.c.state.in_(("completed", "partial"))
-    return _one(connection, investigations.c.incident_id == incident_id, ended)
+def running(connection: Connection, incident_id: str) -> Job | None:
+    """The one that runs for an incident."""
+    return _one(connection, investigations.c.incident_id == incident_id, investigations.c.state == RUNNING)
+
+
+def again(connection: Connection, job: Job, attempts: int, due_us: int) -> None:
+    """Queue another attempt at what a row could not answer, unless one waits already."""
+    if _one(connection, investigations.c.incident_id == job.incident_id, investigations.c.state == QUEUED) is None:
+        row = _row(
+            Wanted(job.incident_id, job.node, job.namespace, job.priority, job.basis, job.asked_by), job.wanted_us
+        )
+        connection.execute(
+            insert(investigations).values(row | {"attempts": attempts, "due_us": due_us, "rest_until_us": due_us})
+        )
 
 
 def _one(connection: Connection, *where: ColumnElement[bool]) -> Job | None:
