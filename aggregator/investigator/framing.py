@@ -1,0 +1,129 @@
+"""The other half of the choke point: text that came from outside cannot leave its frame, move a cursor or become a link.
+
+`Gate.admit` is what everything passes on its way in: items, tools' answers, errors, and what the model wrote before it is kept.
+`Gate.leaving` is for the model's words on their way to people: it takes out links as well, since a quote is shown beside them.
+A frame's marks cannot stand in admitted text, so no text closes its frame, whether or not it guesses the nonce.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aggregator.investigator.items import Item
+from aggregator.investigator.redaction import Redactor
+
+LINK_REMOVED = "[link removed]"
+LONGEST_TITLE = 200
+
+_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+_BREAK = re.compile(r"\r\n?|[\v\f\x85\u2028\u2029]")
+_PLAIN = re.compile(r"[\n\t\x20-\x7e]*")
+_INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+_SELECTORS = ((0xFE00, 0xFE0F), (0xE0100, 0xE01EF), (0x180B, 0x180F))  # variation selectors: marks that print nothing
+_BLANKS = frozenset((0x115F, 0x1160, 0x3164, 0xFFA0, 0x2800))  # letters that print nothing
+_FRAME = re.compile(r"<{3,}|>{3,}")
+_TURN = re.compile(
+    r"<(?=\|)|(?<=\|)>"  # <|im_start|>
+    r"|<(?=/?\s*(?:antml:|system|assistant|user|human|tool|function|invoke|thinking|instruction|result|item))"
+    r"|\[(?=/?INST\])|<(?=</?SYS>)",
+    re.IGNORECASE,
+)
+_SPEAKER = re.compile(r"^([ \t]*)(human|assistant|system|user|developer|tool)(?=[ \t]*:)", re.IGNORECASE | re.MULTILINE)
+_SCHEME = re.compile(
+    r"(?<=[a-z0-9+.-]):(?=//)|(?<=\bmailto):(?=\S)|(?<=\bjavascript):(?=\S)|(?<=\bdata):(?=\w+/)", re.IGNORECASE
+)
+_WWW = re.compile(r"(?<=\bwww)\.(?=\S)", re.IGNORECASE)
+_LINK = re.compile(
+    r"[a-z][a-z0-9+.-]{0,30}\[:\]//[^\s)\]>\"']*|\b(?:mailto|javascript|data)\[:\]\S*|\bwww\[\.\][^\s)\]>\"']+",
+    re.IGNORECASE,
+)
+_IMAGE = re.compile(r"!\[[^\]\n]{0,200}\]\([^)\n]{0,2000}\)")
+_HOST = re.compile(
+    r"\b(?:[a-z0-9-]{1,63}\.){1,8}(?:com|net|org|io|ai|dev|app|co|info|biz|xyz|top|site|online|me|ru|cn|link|click|tk|gg|ly|cc|us|eu|de|uk)\b"
+    r"(?:/[^\s)\]>\"']*)?",
+    re.IGNORECASE,
+)
+_NAMESPACES = ("nvidia.com/", "amd.com/", "k8s.io/", "kubernetes.io/", "mellanox.com/", "cilium.io/", "openshift.io/")
+
+
+def _nonce() -> str:
+    return secrets.token_hex(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What every text passes, both ways."""
+
+    redactor: Redactor = field(default_factory=Redactor)
+    nonce: Callable[[], str] = _nonce
+
+    def admit(self, text: str) -> str:
+        """Text without secrets, without characters that act, without forged frames or turns, its links dead."""
+        return _without_forgery(self.redactor.text(printable(text)))
+
+    def frame(self, item: Item) -> str:
+        """An admitted item between marks that name it."""
+        return self._framed(item.id, f"{item.trust.value} | {item.title}", item.text)
+
+    def frame_error(self, title: str, text: str) -> str:
+        """What went wrong with a call, framed like an answer: it may hold anybody's words. It has no id, so nothing can cite it."""
+        return self._framed("error", self.admit(title)[:LONGEST_TITLE], self.admit(text))
+
+    def leaving(self, text: str, known: str = "") -> str:
+        """A model's words for people: admitted, on one line, without links; host names stay where `known` (what it was shown of
+        hardware and cluster) holds them."""
+        line = " ".join(_IMAGE.sub(LINK_REMOVED, self.admit(text)).split())
+        line = _LINK.sub(LINK_REMOVED, line)
+        return _HOST.sub(lambda match: _host(match.group(), known), line)
+
+    def _framed(self, name: str, title: str, text: str) -> str:
+        nonce = self.nonce()
+        return f"<<<{name} {nonce} | {title}>>>\n{text}\n<<<end {name} {nonce}>>>"
+
+
+def printable(text: str) -> str:
+    """Text of which every character shows as itself: colours are dropped, what else a terminal or a reader would act on and not
+    see stands as an escape, odd spaces are spaces. Line breaks and tabs stay."""
+    text = _BREAK.sub("\n", _COLOUR.sub("", text))
+    return text if _PLAIN.fullmatch(text) else text.translate(_VISIBLE)
+
+
+class _Visible(dict[int, str]):
+    """How each character is shown; made as characters turn up."""
+
+    def __missing__(self, code: int) -> str:
+        shown = chr(code) if chr(code) in "\n\t" else _shown(code)
+        if len(self) < 100_000:
+            self[code] = shown
+        return shown
+
+
+_VISIBLE = _Visible()
+
+
+def _shown(code: int) -> str:
+    category = unicodedata.category(chr(code))
+    if category == "Zs":
+        return " "
+    hidden = category in _INVISIBLE or code in _BLANKS or any(first <= code <= last for first, last in _SELECTORS)
+    if not hidden:
+        return chr(code)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _without_forgery(text: str) -> str:
+    """Marks of frames and of turns, and the colon that makes a link, replaced by look-alikes that mean nothing."""
+    text = _FRAME.sub(lambda match: ("‹" if match.group()[0] == "<" else "›") * len(match.group()), text)
+    text = _TURN.sub(lambda match: {"<": "‹", ">": "›", "[": "("}[match.group()], text)
+    text = _SPEAKER.sub(r"\1(\2)", text)
+    return _WWW.sub("[.]", _SCHEME.sub("[:]", text))
+
+
+def _host(name: str, known: str) -> str:
+    if name in known or name.lower().startswith(_NAMESPACES) or any(space in name.lower() for space in _NAMESPACES):
+        return name
+    return LINK_REMOVED if "/" in name else name.replace(".", "[.]")

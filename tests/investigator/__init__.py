@@ -1,0 +1,1 @@
+"""The investigator: the choke point, the loop, grounding."""
