@@ -6,12 +6,11 @@ Compares each verdict with the expected one. Exit codes: 0 all as expected; 1 on
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from aggregator.demo.interrupt import Interrupt
 from aggregator.demo.scenario import Scenario, load_scenarios
 
 
@@ -28,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Play; return the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # both clean up, also where a shell's background job ignores Ctrl-C
-        signal.signal(number, signal.default_int_handler)
+    interrupt = Interrupt()
     try:
         scenarios = load_scenarios(args.scenario)
     except KeyError as error:
@@ -44,35 +42,35 @@ def run(args: argparse.Namespace) -> int:
         from aggregator.demo.processes import DidNotStart
 
         try:
-            return run_live()
+            return run_live(interrupt)
         except DidNotStart as error:
             sys.stderr.write(f"gcm-sentinel demo: {error}\n")
             return 1
-    return _play_all(scenarios)
+    return _play_all(scenarios, interrupt)
 
 
-def _play_all(scenarios: Iterable[Scenario]) -> int:
+def _play_all(scenarios: Iterable[Scenario], interrupt: Interrupt) -> int:
     from aggregator.demo.play import play
-    from aggregator.demo.processes import DidNotStart
+    from aggregator.demo.processes import DidNotStart, temporary_directory
 
     failed = 0
     print(f"{'scenario':26} {'verdict':42} {'seconds':>7}  as expected")
-    with tempfile.TemporaryDirectory(prefix="gcm-sentinel-demo-") as scratch:
-        for scenario in scenarios:
-            try:
-                outcome = play(scenario, Path(scratch) / scenario.name)
-            except DidNotStart as error:
-                sys.stderr.write(f"gcm-sentinel demo: {error}\n")
-                return 1
-            verdicts = [
-                f"{i.assessment.severity} {i.assessment.fault_class} {i.assessment.action}" for i in outcome.incidents
-            ]
-            shown = ", ".join(dict.fromkeys(verdicts)) or "no incident"
-            failed += bool(outcome.problems)
-            print(
-                f"{scenario.name:26} {shown[:42]:42} {outcome.seconds:7.1f}  {'no' if outcome.problems else 'yes'}",
-                flush=True,
-            )
-            for problem in outcome.problems:
-                print(f"    {problem}")
+    for scenario in scenarios:
+        try:
+            with temporary_directory() as scratch:
+                outcome = play(scenario, Path(scratch), interrupt.sleep)
+        except DidNotStart as error:
+            sys.stderr.write(f"gcm-sentinel demo: {error}\n")
+            return 1
+        verdicts = [
+            f"{i.assessment.severity} {i.assessment.fault_class} {i.assessment.action}" for i in outcome.incidents
+        ]
+        shown = ", ".join(dict.fromkeys(verdicts)) or "no incident"
+        failed += bool(outcome.problems)
+        print(
+            f"{scenario.name:26} {shown[:42]:42} {outcome.seconds:7.1f}  {'no' if outcome.problems else 'yes'}",
+            flush=True,
+        )
+        for problem in outcome.problems:
+            print(f"    {problem}")
     return 1 if failed else 0

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import socket
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +13,9 @@ from pathlib import Path
 import grpc
 
 from aggregator import wire
+from aggregator.demo.interrupt import Interrupt
 from aggregator.demo.play import list_incidents, perform, wait_for_inventory
-from aggregator.demo.processes import AgentProcess, AggregatorProcess, DidNotStart, SimulatedNode, free_port
+from aggregator.demo.processes import AgentProcess, AggregatorProcess, SimulatedNode, free_port, temporary_directory
 from aggregator.demo.scenario import load_scenarios
 from aggregator.render import render_text
 from protos.v1 import sentinel_pb2_grpc
@@ -28,18 +26,22 @@ SCENARIO = "gpu_fallen_off_bus"
 VERDICT_TIMEOUT_SECONDS = 30.0
 
 
-def run_live() -> int:
+def run_live(interrupt: Interrupt) -> int:
     """Show the whole chain at work; return when the user has seen enough. Exit code 1 when no verdict came."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    try:
+        return _show_until(interrupt)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _show_until(interrupt: Interrupt) -> int:
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gcm-sentinel-")))
+        directory = Path(stack.enter_context(temporary_directory()))
         aggregator = AggregatorProcess(directory / "aggregator", ports=[_port(port) for port in DEFAULT_PORTS])
         stack.callback(aggregator.stop)
         _say("Starting the aggregator on an embedded database ...")
         aggregator.start()
-        aggregator.wait_ready()
+        aggregator.wait_ready(sleep=interrupt.sleep)
         host = AgentProcess(directory / "this-machine", aggregator.address, node=socket.gethostname())
         _say(f"Starting this machine's agent ({_kernel_log_access()}; {_driver_access()}) ...")
         stack.callback(host.stop)
@@ -50,30 +52,27 @@ def run_live() -> int:
         stack.callback(node.agent.stop)
         node.agent.start()
         stub = sentinel_pb2_grpc.SentinelServiceStub(stack.enter_context(grpc.insecure_channel(aggregator.address)))
-        try:
-            wait_for_inventory(stub, {node.name})
-        except DidNotStart as error:
-            said = (node.agent.directory / "agent.log").read_text(errors="replace").splitlines()
-            raise DidNotStart(f"{error}; its agent last said: {said[-1] if said else 'nothing'}") from error
+        wait_for_inventory(stub, [node], interrupt.sleep)
         _say(f"\n{node.name}: {scenario.title[:1].lower()}{scenario.title[1:]}.\n")
         began = time.monotonic()
         for step in scenario.steps:
-            stop.wait(step.after_seconds)
+            interrupt.sleep(step.after_seconds)
             perform(step, node)
-        shown = _show_verdict(stub, node.name, began, stop, directory)
+        shown = _show_verdict(stub, node.name, began, interrupt, directory)
         _say(_what_next(aggregator, host))
-        stop.wait()
+        interrupt.wait()
         _say("\nStopping ...")
-    return 0 if shown or stop.is_set() else 1
+    return 0 if shown else 1
 
 
 def _show_verdict(
-    stub: sentinel_pb2_grpc.SentinelServiceStub, node: str, began: float, stop: threading.Event, logs: Path
+    stub: sentinel_pb2_grpc.SentinelServiceStub, node: str, began: float, interrupt: Interrupt, logs: Path
 ) -> bool:
     """Print the simulated node's incident once it is judged and has stopped changing."""
     first_at: float | None = None
     deadline = began + VERDICT_TIMEOUT_SECONDS
-    while not stop.wait(0.1) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        interrupt.sleep(0.1)
         judged = [found for found in list_incidents(stub) if found.node == node and found.HasField("assessment")]
         if judged:
             first_at = first_at or time.monotonic()
@@ -84,10 +83,7 @@ def _show_verdict(
                     _say(render_text(incident, assessment, width=min(width, 120), colour=colour))
                 _say(f"First verdict {first_at - began:.1f} s after the first signal.")
                 return True
-    if not stop.is_set():
-        _say(
-            f"No verdict came in {VERDICT_TIMEOUT_SECONDS:.0f} s; until Ctrl-C, what the processes logged is in {logs}."
-        )
+    _say(f"No verdict came in {VERDICT_TIMEOUT_SECONDS:.0f} s; until Ctrl-C, what the processes logged is in {logs}.")
     return False
 
 

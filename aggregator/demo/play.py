@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
+from aggregator.demo.interrupt import Sleep
 from aggregator.demo.processes import AggregatorProcess, DidNotStart, SimulatedNode
 from aggregator.demo.scenario import Expectation, Scenario, Step
 from protos.v1 import sentinel_pb2, sentinel_pb2_grpc
 
 TIMEOUT_SECONDS = 30.0
+ANSWER_SECONDS = 5.0  # of an aggregator on this machine
 SETTLE_SECONDS = 2.0  # how long the verdict must stay as expected: a later fact must not spoil it
 ALERTING = frozenset(("critical", "warning"))
 
@@ -30,24 +32,24 @@ class Outcome:
     seconds: float = 0.0  # from the first signal to the expected verdict
 
 
-def play(scenario: Scenario, directory: Path) -> Outcome:
-    """Run one scenario in its own aggregator and agents, all ended before it returns."""
+def play(scenario: Scenario, directory: Path, sleep: Sleep) -> Outcome:
+    """Run one scenario in its own aggregator and agents, all ended before it returns or raises what `sleep` raises."""
     with contextlib.ExitStack() as stack:
         aggregator = AggregatorProcess(directory / "aggregator")
         stack.callback(aggregator.stop)
         aggregator.start()
-        aggregator.wait_ready()
+        aggregator.wait_ready(sleep=sleep)
         nodes = {name: SimulatedNode(name, directory / name, aggregator.address) for name in scenario.nodes}
         for node in nodes.values():
             stack.callback(node.agent.stop)
             node.agent.start()
         stub = sentinel_pb2_grpc.SentinelServiceStub(stack.enter_context(grpc.insecure_channel(aggregator.address)))
-        wait_for_inventory(stub, set(nodes))
+        wait_for_inventory(stub, nodes.values(), sleep)
         started = time.monotonic()
         for step in scenario.steps:
-            time.sleep(step.after_seconds)
+            sleep(step.after_seconds)
             perform(step, nodes[step.node])
-        return _await_verdict(scenario, nodes, stub, started)
+        return _await_verdict(scenario, nodes, stub, started, sleep)
 
 
 def perform(step: Step, node: SimulatedNode) -> None:
@@ -58,18 +60,21 @@ def perform(step: Step, node: SimulatedNode) -> None:
         node.kernel(line)
 
 
-def wait_for_inventory(stub: sentinel_pb2_grpc.SentinelServiceStub, nodes: set[str]) -> None:
+def wait_for_inventory(
+    stub: sentinel_pb2_grpc.SentinelServiceStub, nodes: Iterable[SimulatedNode], sleep: Sleep
+) -> None:
     """Return once the aggregator has seen every node's GPUs: what follows is then a change. Raises DidNotStart."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    missing = set(nodes)
+    missing = {node.name: node.agent for node in nodes}
     while missing:
         if time.monotonic() > deadline:
             raise DidNotStart(f"no snapshot arrived from {', '.join(sorted(missing))}")
-        for name in sorted(missing):
+        for name, agent in list(missing.items()):
+            agent.check_runs()
             with contextlib.suppress(grpc.RpcError):
-                if stub.GetNode(sentinel_pb2.GetNodeRequest(node=name)).snapshot.gpus:
-                    missing.remove(name)
-        time.sleep(0.1)
+                if stub.GetNode(sentinel_pb2.GetNodeRequest(node=name), timeout=ANSWER_SECONDS).snapshot.gpus:
+                    del missing[name]
+        sleep(0.1)
 
 
 def _await_verdict(
@@ -77,6 +82,7 @@ def _await_verdict(
     nodes: dict[str, SimulatedNode],
     stub: sentinel_pb2_grpc.SentinelServiceStub,
     started: float,
+    sleep: Sleep,
 ) -> Outcome:
     """Poll until the expected verdict stands and has settled, or the time is up."""
     deadline = started + TIMEOUT_SECONDS
@@ -90,7 +96,7 @@ def _await_verdict(
             return Outcome(scenario, [], incidents, met_at - started)
         if now > deadline:
             return Outcome(scenario, problems, incidents, now - started)
-        time.sleep(0.1)
+        sleep(0.1)
 
 
 def list_incidents(stub: sentinel_pb2_grpc.SentinelServiceStub) -> list[sentinel_pb2.Incident]:

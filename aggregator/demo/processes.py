@@ -5,7 +5,6 @@ They are started as users start them, with environment variables alone, and end 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -13,14 +12,24 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aggregator.demo.interrupt import Sleep
+
 GPU_BUSES = ("18", "2a", "3a", "5d", "9a", "ab", "ba", "db")  # where an eight-GPU HGX board usually shows its GPUs
-PR_SET_PDEATHSIG = 1
+# A unix socket's path has 107 bytes at most; below TMPDIR comes /gcm-sentinel-12345678/this-machine/state/agent.sock.
+LONGEST_TMPDIR_BYTES = 50
+DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; exec keeps it
+if os.getppid() == int(sys.argv[1]):  # else the parent is gone already, unseen
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def free_port() -> int:
@@ -31,24 +40,31 @@ def free_port() -> int:
     return port
 
 
+def temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    """Where a demo's processes keep their state: in TMPDIR, or in /tmp where the path would be too long for their unix sockets."""
+    chosen = tempfile.gettempdir()
+    fits = len(os.fsencode(chosen)) <= LONGEST_TMPDIR_BYTES
+    return tempfile.TemporaryDirectory(prefix="gcm-sentinel-", dir=chosen if fits else "/tmp")  # noqa: S108  # its name is random
+
+
 class DidNotStart(Exception):
     """A process did not come up; the text holds the end of its log."""
 
 
 class Process:
-    """A child that dies with its parent."""
+    """A child that dies with its parent, and asks for that itself: Python run between fork and exec can deadlock."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("GCM_SENTINEL_")}
+        dying_with_parent = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid())]
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*dying_with_parent, sys.executable, *arguments],
                 env={**clean, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends its children in order
-                preexec_fn=_die_with_parent,
             )
         self.log = log
 
@@ -65,10 +81,6 @@ class Process:
         """SIGKILL, and the exit code."""
         self.popen.kill()
         return self.popen.wait()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class AggregatorProcess:
@@ -95,7 +107,7 @@ class AggregatorProcess:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.process = Process(["-m", "aggregator"], self.environment, self.directory / "serve.log")
 
-    def wait_ready(self, timeout_seconds: float = 20.0) -> None:
+    def wait_ready(self, timeout_seconds: float = 20.0, *, sleep: Sleep = time.sleep) -> None:
         """Return once it answers on its gRPC port. Raises DidNotStart when it does not."""
         host, _, port = self.address.partition(":")
         deadline = time.monotonic() + timeout_seconds
@@ -104,7 +116,7 @@ class AggregatorProcess:
                 probe.settimeout(0.2)
                 if probe.connect_ex((host, int(port))) == 0:
                     return
-            time.sleep(0.05)
+            sleep(0.05)
         log = (self.directory / "serve.log").read_text(errors="replace")[-2000:]
         raise DidNotStart(f"the aggregator did not come up; the end of {self.directory / 'serve.log'}:\n{log}")
 
@@ -134,6 +146,12 @@ class AgentProcess:
         """Start it."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.process = Process(["-m", "node_agent"], self.environment, self.directory / "agent.log")
+
+    def check_runs(self) -> None:
+        """Raises DidNotStart when it has ended by itself, with the last it said."""
+        if self.process is not None and self.process.popen.poll() is not None:
+            said = self.process.log.read_text(errors="replace").splitlines()
+            raise DidNotStart(f"the agent of {self.node} ended: {said[-1] if said else 'it said nothing'}")
 
     def stop(self) -> None:
         """End it, if it runs."""
