@@ -26,7 +26,7 @@ lint: setup-dev  ## format, lint, types, layers, wire contract
 	@.ci/lint
 
 test-fast: setup-dev  ## everything but the slow tests (under two minutes)
-	@$(BIN)/python -m pytest -m "not slow" -n 4
+	@$(BIN)/python -m pytest -m "not slow" -n 4 --dist loadgroup
 
 test: setup-dev lint  ## everything, with coverage
 	@.ci/test

@@ -7,6 +7,8 @@ import os
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.cluster.fixtures"]
+
 settings.register_profile("ci", deadline=None, print_blob=True)
 settings.load_profile("ci")
 

@@ -1,0 +1,1 @@
+"""The Kubernetes side that comes in, on a real API server."""
