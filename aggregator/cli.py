@@ -19,6 +19,8 @@ COMMANDS = {
     "explain": "what is known about an XID, SXid or signal kind",
     "demo": "play fault scenarios through the real agent and aggregator",
     "evidence": "show a node's evidence",
+    "investigate": "have a node looked into, and print the verdict",
+    "transcript": "what an investigation asked, got and concluded",
     "rejudge": "judge stored incidents again under a rules overlay; list what would change",
     "backup": "copy the aggregator's database while it runs",
 }

@@ -16,6 +16,7 @@ from protos.v1 import sentinel_pb2_grpc
 UNREACHABLE = 3
 USAGE = 2
 CALL_SECONDS = 15.0  # for one question; a stream has no limit
+MAX_ANSWER_BYTES = 64 * 2**20  # a transcript may be long
 
 _Metadata = tuple[tuple[str, str], ...]
 
@@ -50,9 +51,11 @@ def report(error: CommandFailed) -> int:
 
 def _channel(settings: Client) -> grpc.Channel:
     address = str(settings.aggregator_address)
+    options = (("grpc.max_receive_message_length", MAX_ANSWER_BYTES),)
     if settings.tls_ca_file is None:
-        return grpc.insecure_channel(address)
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(_read("TLS_CA_FILE", settings.tls_ca_file)))
+        return grpc.insecure_channel(address, options)
+    credentials = grpc.ssl_channel_credentials(_read("TLS_CA_FILE", settings.tls_ca_file))
+    return grpc.secure_channel(address, credentials, options)
 
 
 def _metadata(settings: Client) -> _Metadata:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from aggregator.model import Assessment, Incident, IncidentState, Severity, Signal, Verdict
+from aggregator.model import Assessment, Claim, Incident, IncidentState, Severity, Signal, Verdict
 
 MIN_WIDTH = 40
 MAX_TIMELINE = 40  # entries; the first and the last are shown
@@ -165,7 +165,8 @@ def _standing(incident: Incident, assessment: Assessment | None) -> Iterator[str
     if incident.simulated:
         yield "SIMULATED: these facts come from a simulated driver."
     if assessment is not None and assessment.degraded_reason:
-        yield f"Degraded: {visible(assessment.degraded_reason)}."
+        word = "Partial" if assessment.partial else "Degraded"
+        yield f"{word}: {visible(assessment.degraded_reason)}."
 
 
 def _facts(assessment: Assessment | None) -> Iterator[tuple[str, str]]:
@@ -175,6 +176,8 @@ def _facts(assessment: Assessment | None) -> Iterator[tuple[str, str]]:
     yield "class", verdict.fault_class.value
     yield "node", verdict.action.value if verdict.action.value != "none" else "leave as it is"
     yield "confidence", f"{verdict.confidence:.0%}"
+    if assessment.cost_usd:
+        yield "investigation", f"${assessment.cost_usd:.2f}"
 
 
 def _timeline(incident: Incident, cited: frozenset[str]) -> tuple[tuple[Entry, ...], int]:
@@ -226,7 +229,23 @@ def _sections(assessment: Assessment | None) -> Iterator[Section]:
     yield Section("Then", _all_visible(later))
     yield Section("If it comes back", _all_visible((verdict.recurrence_advice,)))
     yield Section("Do not", _all_visible(verdict.do_not))
+    yield Section("Proved by the investigation", _claims(assessment.claims))
+    yield Section("Speaks against it", _all_visible(assessment.counter_evidence))
+    yield Section("Disputed", _all_visible(assessment.disputed))
+    yield Section("Could not be checked", _all_visible(assessment.unchecked))
     yield Section("What would settle it", _all_visible(verdict.open_questions))
+    yield Section("Claimed and not proved", _claims(assessment.dropped_claims))
+
+
+def _claims(claims: Iterable[Claim]) -> tuple[str, ...]:
+    """Each claim with its quotes, or with why it was dropped."""
+    return tuple(visible(f"{claim.text} {_proof(claim)}") for claim in claims)
+
+
+def _proof(claim: Claim) -> str:
+    if claim.dropped_because:
+        return f"(dropped: {claim.dropped_because})"
+    return "; ".join(f"[{part.item_id}] “{part.quote}”" for part in claim.support)
 
 
 def _rules(assessment: Assessment | None) -> str:
@@ -234,8 +253,10 @@ def _rules(assessment: Assessment | None) -> str:
         return ""
     verdict = assessment.verdict
     names = ", ".join(verdict.rule_ids) or "no rule"
+    judges = f"rules and {assessment.model}" if assessment.origin == "llm" else "rules"
+    transcript = f" Transcript: {assessment.investigation_id}." if assessment.investigation_id else ""
     return visible(
-        f"Judged by {assessment.origin} ({names}; version {verdict.rules_version or 'unknown'}), revision {assessment.revision}."
+        f"Judged by {judges} ({names}; version {verdict.rules_version or 'unknown'}), revision {assessment.revision}.{transcript}"
     )
 
 

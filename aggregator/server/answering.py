@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from aggregator.identity import Authenticator
 from aggregator.server.refusal import Refusal, admission, authorization
+
+caller: ContextVar[str] = ContextVar("caller")  # the name of whoever asks, while the question is answered
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
@@ -36,7 +39,7 @@ def answer(answer_one: _Answer[Service, Request, Response]) -> _Method[Service, 
     async def method(self: Service, request: Request, context: Context) -> Response:
         try:
             with admission():
-                self.authenticator.admit_reader(authorization(context))
+                caller.set(self.authenticator.admit_reader(authorization(context)))
             return await answer_one(self, request)
         except Refusal as refusal:
             await context.abort(refusal.code, refusal.text)
@@ -51,7 +54,7 @@ def stream(answer_many: _Stream[Service, Request, Response]) -> _StreamMethod[Se
     async def method(self: Service, request: Request, context: Context) -> AsyncIterator[Response]:
         try:
             with admission():
-                self.authenticator.admit_reader(authorization(context))
+                caller.set(self.authenticator.admit_reader(authorization(context)))
             async for message in answer_many(self, request):
                 yield message
         except Refusal as refusal:

@@ -7,6 +7,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from aggregator.model import (
     Action,
     Assessment,
+    Claim,
+    ClaimRole,
     FaultClass,
     Incident,
     IncidentState,
@@ -14,6 +16,8 @@ from aggregator.model import (
     Severity,
     Signal,
     Subject,
+    Support,
+    Trust,
     Verdict,
 )
 from protos.v1 import sentinel_pb2
@@ -66,7 +70,21 @@ def _assessment(message: sentinel_pb2.Assessment, node: str) -> Assessment:
         verdict=verdict,
         origin=message.origin,
         degraded_reason=message.degraded_reason,
+        claims=tuple(map(_claim, message.claims)),
+        dropped_claims=tuple(map(_claim, message.dropped_claims)),
+        counter_evidence=tuple(message.counter_evidence),
+        disputed=tuple(message.disputed),
+        unchecked=tuple(message.unchecked),
+        investigation_id=message.investigation_id,
+        model=message.model,
+        cost_usd=message.cost_usd,
+        partial=message.partial,
     )
+
+
+def _claim(message: sentinel_pb2.Claim) -> Claim:
+    support = (Support(part.item_id, part.quote, Trust(part.trust), part.evidence_id) for part in message.support)
+    return Claim(ClaimRole(message.role), message.text, tuple(support), message.dropped_because)
 
 
 def _signal(entry: sentinel_pb2.TimelineEntry, order: int, incident: sentinel_pb2.Incident) -> Signal:

@@ -10,6 +10,7 @@
 - Storm: boot_minute, suppressed_count, first_seq, last_seq
 - TextCapture: origin, line_number, captured_boot_id
 - Inventory: driver_version, nvml_version, kernel_version, gpus (how many), pci_gpus (how many), expected_gpus, expected_from
+- NodeCondition: condition, status, reason, message
 
 The store keeps the bytes beside what is read here, so that fields of a newer agent are never lost.
 """
@@ -234,6 +235,11 @@ def _text_capture(capture: pb.TextCapture) -> tuple[dict[str, Scalar], str | Non
     return values, capture.line
 
 
+def _node_condition(condition: pb.NodeCondition) -> tuple[dict[str, Scalar], str | None]:
+    names = ("condition", "status", "reason", "message")
+    return {name: getattr(condition, name) for name in names}, None
+
+
 def _inventory(inventory: pb.Inventory) -> tuple[dict[str, Scalar], str | None]:
     values: dict[str, Scalar] = {
         "driver_version": inventory.driver_version,
@@ -254,6 +260,7 @@ _BODIES: Mapping[str, Callable[[Any], tuple[dict[str, Scalar], str | None]]] = {
     "storm": _storm,
     "text_capture": _text_capture,
     "inventory": _inventory,
+    "node_condition": _node_condition,
 }
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from aggregator.model import Assessment, EvidenceKey, Incident, Phase, Signal
+from aggregator.model import Assessment, Claim, EvidenceKey, Incident, Phase, Signal
 from protos.v1 import evidence_pb2, sentinel_pb2
 
 _PHASES = {
@@ -23,8 +23,17 @@ def stamp(time_us: int) -> Timestamp:
     return message
 
 
-def declare(key: EvidenceKey, *, kind: str, phase: Phase, occurred_us: int, detail: str, simulated: bool) -> bytes:
-    """Serialized Evidence for a fact that the aggregator itself knows about a node."""
+def declare(
+    key: EvidenceKey,
+    *,
+    kind: str,
+    phase: Phase,
+    occurred_us: int,
+    detail: str,
+    simulated: bool,
+    condition: Mapping[str, str] | None = None,
+) -> bytes:
+    """Serialized Evidence for a fact that the aggregator itself knows about a node. `condition` holds NodeCondition's fields."""
     return evidence_pb2.Evidence(
         node=key.node,
         source=key.source,
@@ -37,6 +46,7 @@ def declare(key: EvidenceKey, *, kind: str, phase: Phase, occurred_us: int, deta
         collected_at=stamp(occurred_us),
         simulated=simulated,
         detail=detail,
+        node_condition=evidence_pb2.NodeCondition(**condition) if condition is not None else None,
     ).SerializeToString()
 
 
@@ -98,6 +108,32 @@ def assessment_message(assessment: Assessment) -> sentinel_pb2.Assessment:
         rules_version=verdict.rules_version,
         degraded_reason=assessment.degraded_reason,
         next_steps=verdict.next_steps,
+        claims=map(_claim, assessment.claims),
+        dropped_claims=map(_claim, assessment.dropped_claims),
+        counter_evidence=assessment.counter_evidence,
+        disputed=assessment.disputed,
+        unchecked=assessment.unchecked,
+        investigation_id=assessment.investigation_id,
+        model=assessment.model,
+        cost_usd=assessment.cost_usd,
+        partial=assessment.partial,
+    )
+
+
+def _claim(claim: Claim) -> sentinel_pb2.Claim:
+    return sentinel_pb2.Claim(
+        role=claim.role.value,
+        text=claim.text,
+        support=[
+            sentinel_pb2.Support(
+                item_id=support.item_id,
+                quote=support.quote,
+                trust=support.trust.value,
+                evidence_id=support.evidence_id,
+            )
+            for support in claim.support
+        ],
+        dropped_because=claim.dropped_because,
     )
 
 

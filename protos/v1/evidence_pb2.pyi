@@ -104,6 +104,7 @@ class Evidence(_message.Message):
     STORM_FIELD_NUMBER: _builtins.int
     TEXT_CAPTURE_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
+    NODE_CONDITION_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Kubernetes node name, or the host name outside Kubernetes."""
     source: _builtins.str
@@ -172,6 +173,10 @@ class Evidence(_message.Message):
     def inventory(self) -> Global___Inventory:
         """What hardware and software the node has."""
 
+    @_builtins.property
+    def node_condition(self) -> Global___NodeCondition:
+        """A condition of the node, as Kubernetes or a person states it. Only the aggregator writes these."""
+
     def __init__(
         self,
         *,
@@ -197,16 +202,51 @@ class Evidence(_message.Message):
         storm: Global___Storm | None = ...,
         text_capture: Global___TextCapture | None = ...,
         inventory: Global___Inventory | None = ...,
+        node_condition: Global___NodeCondition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "collected_at", b"collected_at", "gap", b"gap", "gpu", b"gpu", "gpu_event", b"gpu_event", "inventory", b"inventory", "kernel_record", b"kernel_record", "mig", b"mig", "observation", b"observation", "occurred_at", b"occurred_at", "storm", b"storm", "text_capture", b"text_capture"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "collected_at", b"collected_at", "gap", b"gap", "gpu", b"gpu", "gpu_event", b"gpu_event", "inventory", b"inventory", "kernel_record", b"kernel_record", "mig", b"mig", "node_condition", b"node_condition", "observation", b"observation", "occurred_at", b"occurred_at", "storm", b"storm", "text_capture", b"text_capture"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "boot_id", b"boot_id", "collected_at", b"collected_at", "detail", b"detail", "epoch", b"epoch", "gap", b"gap", "gpu", b"gpu", "gpu_event", b"gpu_event", "inventory", b"inventory", "kernel_record", b"kernel_record", "kind", b"kind", "mig", b"mig", "node", b"node", "observation", b"observation", "occurred_at", b"occurred_at", "phase", b"phase", "seq", b"seq", "simulated", b"simulated", "source", b"source", "storm", b"storm", "text_capture", b"text_capture", "time_basis", b"time_basis", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "boot_id", b"boot_id", "collected_at", b"collected_at", "detail", b"detail", "epoch", b"epoch", "gap", b"gap", "gpu", b"gpu", "gpu_event", b"gpu_event", "inventory", b"inventory", "kernel_record", b"kernel_record", "kind", b"kind", "mig", b"mig", "node", b"node", "node_condition", b"node_condition", "observation", b"observation", "occurred_at", b"occurred_at", "phase", b"phase", "seq", b"seq", "simulated", b"simulated", "source", b"source", "storm", b"storm", "text_capture", b"text_capture", "time_basis", b"time_basis", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["kernel_record", "gpu_event", "observation", "gap", "storm", "text_capture", "inventory"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["kernel_record", "gpu_event", "observation", "gap", "storm", "text_capture", "inventory", "node_condition"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
+
+@_typing.final
+class NodeCondition(_message.Message):
+    """A condition of a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONDITION_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    condition: _builtins.str
+    """Its type, for example GcmXidErrorsProblem."""
+    status: _builtins.str
+    """True, False or Unknown."""
+    reason: _builtins.str
+    """The reason given."""
+    message: _builtins.str
+    """The message given: a hint, it may contradict the status."""
+    def __init__(
+        self,
+        *,
+        condition: _builtins.str = ...,
+        status: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "message", b"message", "reason", b"reason", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeCondition: _TypeAlias = NodeCondition  # noqa: Y015
 
 @_typing.final
 class GpuIdentity(_message.Message):

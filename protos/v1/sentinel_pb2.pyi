@@ -760,6 +760,7 @@ class Assessment(_message.Message):
     INVESTIGATION_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     COST_USD_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Incident id and revision."""
     incident_id: _builtins.str
@@ -792,6 +793,8 @@ class Assessment(_message.Message):
     """The model that was asked."""
     cost_usd: _builtins.float
     """What the investigation cost, in US dollars, by the price table."""
+    partial: _builtins.bool
+    """True where claims were accepted and the investigation as a whole was not."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -871,10 +874,11 @@ class Assessment(_message.Message):
         investigation_id: _builtins.str = ...,
         model: _builtins.str = ...,
         cost_usd: _builtins.float = ...,
+        partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "citations", b"citations", "claims", b"claims", "confidence", b"confidence", "cost_usd", b"cost_usd", "counter_evidence", b"counter_evidence", "created_at", b"created_at", "degraded_reason", b"degraded_reason", "disputed", b"disputed", "do_not", b"do_not", "dropped_claims", b"dropped_claims", "fault_class", b"fault_class", "id", b"id", "incident_id", b"incident_id", "investigation_id", b"investigation_id", "model", b"model", "next_steps", b"next_steps", "open_questions", b"open_questions", "origin", b"origin", "recurrence_advice", b"recurrence_advice", "resolutions", b"resolutions", "revision", b"revision", "root_cause", b"root_cause", "rule_ids", b"rule_ids", "rules_version", b"rules_version", "severity", b"severity", "summary", b"summary", "unchecked", b"unchecked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "citations", b"citations", "claims", b"claims", "confidence", b"confidence", "cost_usd", b"cost_usd", "counter_evidence", b"counter_evidence", "created_at", b"created_at", "degraded_reason", b"degraded_reason", "disputed", b"disputed", "do_not", b"do_not", "dropped_claims", b"dropped_claims", "fault_class", b"fault_class", "id", b"id", "incident_id", b"incident_id", "investigation_id", b"investigation_id", "model", b"model", "next_steps", b"next_steps", "open_questions", b"open_questions", "origin", b"origin", "partial", b"partial", "recurrence_advice", b"recurrence_advice", "resolutions", b"resolutions", "revision", b"revision", "root_cause", b"root_cause", "rule_ids", b"rule_ids", "rules_version", b"rules_version", "severity", b"severity", "summary", b"summary", "unchecked", b"unchecked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
