@@ -29,7 +29,7 @@ from aggregator.model import Assessment, Evidence, Gpu, Investigation, Signal
 from aggregator.outputs import Output
 from aggregator.outputs.metrics import Metrics
 from aggregator.rules.context import EMPTY
-from aggregator.store import Store, investigations, queries, verdicts
+from aggregator.store import Store, deliveries, investigations, queries, verdicts
 from aggregator.store.arrivals import (
     FOREIGN_NODE,
     MALFORMED,
@@ -44,6 +44,7 @@ from aggregator.store.arrivals import (
     SnapshotRow,
     Stored,
 )
+from aggregator.store.deliveries import Route
 from aggregator.store.queries import StoredRow
 from aggregator.store.verdicts import Judgement, Publication
 from aggregator.wire import NodeState
@@ -138,8 +139,11 @@ class Pipeline:
         metrics: Metrics,
         windows: correlator.Windows,
         context: rules.Context = EMPTY,
+        routes: Sequence[Route] = (),
     ) -> None:
         self.store = store
+        self.on_posted: Callable[[], None] = lambda: None  # something may wait to be delivered
+        self._routes = routes
         self._context = context  # what holds for every judgement here: the catalog
         self._rules = correlator.rules_of(context.catalog)
         self.on_snapshots: Callable[[Iterable[NodeState]], None] = lambda _: None
@@ -235,13 +239,16 @@ class Pipeline:
         self.on_judged(connection, concluded.judgements, now_us)
 
     async def _publish(self) -> None:
-        """Hand every committed change to every output, in order, then forget it. An output that fails fails alone."""
+        """Hand every committed change to every output, in order, and post what other targets want of it; then forget it. An output
+        that fails fails alone."""
         while waiting := await self.store.read(partial(verdicts.take_outbox, limit=PUBLISH_ROWS)):
             for publication in waiting:
                 for output in self._outputs:
                     publish(output, publication)
-            ids = [publication.id for publication in waiting]
-            await self.store.write(partial(verdicts.published, ids=ids))
+            await self.store.write(
+                partial(deliveries.hand_over, routes=self._routes, publications=waiting, now_us=_now_us())
+            )
+            self.on_posted()
 
     async def _restore(self) -> None:
         """Take up where the last run stopped."""

@@ -15,7 +15,16 @@ import structlog
 from sqlalchemy import Connection, and_, delete, exists, select
 
 from aggregator.store import Store
-from aggregator.store.schema import assessments, citations, evidence, incident_nodes, incidents, positions, quarantine
+from aggregator.store.schema import (
+    assessments,
+    citations,
+    deliveries,
+    evidence,
+    incident_nodes,
+    incidents,
+    positions,
+    quarantine,
+)
 
 BITE_ROWS = 500  # in one transaction: some 10 ms of the writer's time
 PAUSE_SECONDS = 0.05  # between bites
@@ -105,6 +114,7 @@ def _delete_incidents(connection: Connection, before_us: int) -> int:
     connection.execute(delete(citations).where(citations.c.assessment_id.in_(judged)))
     connection.execute(delete(assessments).where(assessments.c.incident_id.in_(ids)))
     connection.execute(delete(incident_nodes).where(incident_nodes.c.incident_id.in_(ids)))
+    connection.execute(delete(deliveries).where(deliveries.c.incident_id.in_(ids)))
     connection.execute(delete(incidents).where(incidents.c.id.in_(ids)))
     return len(ids)
 

@@ -204,4 +204,24 @@ transcripts = Table(  # what an investigation did, redacted
     Column("total_bytes", BigInteger, nullable=False),
 )
 
+deliveries = Table(  # what each target is to be told, is told last, or could not be told
+    "deliveries",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("target", String, nullable=False),
+    Column("incident_id", String, nullable=False),
+    Column("assessment_id", String, nullable=False),
+    Column("change", String, nullable=False),  # as this target sees it: opened, revised, resolved
+    Column("severity", String, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_us", BigInteger, nullable=False),
+    Column("state", String, nullable=False),  # waiting, sent, superseded, dead
+    Column("last_error", String, nullable=False),
+    Column("idempotency_id", String, nullable=False),
+    Index("deliveries_due", "target", "state", "next_attempt_us"),
+    Index("deliveries_incident", "incident_id", "target", "id"),
+    sqlite_autoincrement=True,
+)
+
 meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))
