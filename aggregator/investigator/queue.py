@@ -80,6 +80,7 @@ class Rules:
     at_once: int  # runs side by side
     cooldown_seconds: int
     budget: HourlyBudget
+    quiet_seconds: float = 5.0  # an incident is looked into once nothing was added for so long, 30 s at most
 
 
 class Queue:
@@ -115,7 +116,13 @@ class Queue:
         return _wanted(incident, assessment, urgency)
 
     def _want(self, connection: Connection, wanted: Wanted, now_us: int) -> str | None:
-        return investigations.want(connection, wanted, now_us, self._rules.cooldown_seconds * 1_000_000)
+        return investigations.want(
+            connection,
+            wanted,
+            now_us,
+            cooldown_us=self._rules.cooldown_seconds * 1_000_000,
+            quiet_us=round(self._rules.quiet_seconds * 1e6),
+        )
 
     async def ask(self, incident: Incident, assessment: Assessment, person: str) -> str:
         """Queue an incident that a person asks about, ahead of all others; return the investigation's id."""

@@ -76,12 +76,14 @@ class TranscriptEntry:
 _JOB = [investigations.c[name] for name in Job.__dataclass_fields__]
 
 
-def want(connection: Connection, wanted: Wanted, now_us: int, cooldown_us: int) -> str | None:
+def want(
+    connection: Connection, wanted: Wanted, now_us: int, *, cooldown_us: int, quiet_us: int = QUIET_US
+) -> str | None:
     """Queue an investigation, or move the one that waits; return its id. None where the last one answered the same question, or
     one runs already: whoever ends that asks again."""
     present = _one(connection, investigations.c.incident_id == wanted.incident_id, investigations.c.state == QUEUED)
     if present is not None:
-        settled_us = min(now_us + QUIET_US, present.wanted_us + LONGEST_WAIT_US)
+        settled_us = min(now_us + quiet_us, present.wanted_us + LONGEST_WAIT_US)
         due_us = now_us if wanted.at_once else max(present.rest_until_us, settled_us)
         changes = {"basis": wanted.basis, "priority": min(wanted.priority, present.priority), "due_us": due_us}
         asked = {"asked_by": wanted.asked_by} if wanted.at_once else {}
@@ -95,7 +97,7 @@ def want(connection: Connection, wanted: Wanted, now_us: int, cooldown_us: int) 
     row = _row(wanted, now_us)
     if not wanted.at_once:
         row["rest_until_us"] = (last.ended_us or 0) + cooldown_us if last else 0
-        row["due_us"] = max(now_us + QUIET_US, row["rest_until_us"])
+        row["due_us"] = max(now_us + quiet_us, row["rest_until_us"])
     connection.execute(insert(investigations).values(**row))
     return str(row["id"])
 
