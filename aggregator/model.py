@@ -257,6 +257,7 @@ class Support:
     quote: str
     trust: Trust
     evidence_id: str = ""  # the fact the item shows, empty where it shows a tool's answer
+    live: bool = False  # read from the node during the investigation: later than anything it is asked about
 
 
 class ClaimRole(StrEnum):
