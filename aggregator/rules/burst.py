@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from aggregator.model import Phase, Severity, Signal, Trust
@@ -52,6 +52,11 @@ class Burst:
         return tuple(dict.fromkeys(r.subject for r in self.faults if r.subject))
 
 
+def fact(signal: Signal) -> str:
+    """The line or evidence that a signal was read from: several signals of one are one report."""
+    return signal.id.partition("#")[0]
+
+
 def event_order(signal: Signal) -> tuple[int, int, str]:
     """Sorts signals into the order of events: time, where known, then the order of their input."""
     return (signal.at_us or 0, signal.order, signal.id)
@@ -79,6 +84,12 @@ def burst_of(signals: Iterable[Signal], catalog: Catalog) -> Burst:
     )
 
 
-def first(readings: Sequence[Reading]) -> Reading:
+def first(readings: Iterable[Reading]) -> Reading:
     """The earliest of some readings."""
     return min(readings, key=lambda r: event_order(r.signal))
+
+
+def precedes(one: Iterable[Reading], other: Iterable[Reading], lag_us: int = 0) -> bool:
+    """Whether the first of some readings came before the first of others, or not later than `lag_us` after it."""
+    earlier, later = first(one).signal, first(other).signal
+    return event_order(earlier) < event_order(later) or (earlier.at_us or 0) < (later.at_us or 0) + lag_us

@@ -159,7 +159,8 @@ class _Draft:
         missing = sorted(_NEEDED - values.keys())
         if missing:
             raise CatalogError(f"{_last(written)}: [{where}] {missing[0]}: missing")
-        entry = Entry(kind=kind, code=code, **values | {"sources": self._cited(where, written)})
+        site = tuple(name for name, item in written.items() if item.file == OVERLAY and name != "sources")
+        entry = Entry(kind=kind, code=code, site=site, **values | {"sources": self._cited(where, written)})
         _check_advice(where, entry, written)
         return entry
 

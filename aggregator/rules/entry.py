@@ -33,6 +33,7 @@ class Entry:
     min_driver: str = ""  # first driver branch that reports it, as "R565"; "" is any
     xid154_since: str = ""  # from this branch on, XID 154 follows with the driver's own decision; "" is not known
     note: str = ""  # what depends on generation, driver or text; where sources disagree
+    site: tuple[str, ...] = ()  # fields that the site's overlay wrote
 
 
 _E = TypeVar("_E", bound=StrEnum)

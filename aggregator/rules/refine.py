@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from aggregator.model import Action, FaultClass, Resolution, Severity, Signal
 from aggregator.rules.catalog import Entry
 
 
 def refine(signal: Signal, entry: Entry) -> Entry:
-    """The entry as this signal's attributes make it; the entry itself when they say nothing more."""
+    """The entry as this signal's attributes make it; what the site wrote stays as it wrote it."""
     refinement = _REFINEMENTS.get((signal.kind, signal.code)) or _REFINEMENTS.get((signal.kind, None))
-    return refinement(signal, entry) if refinement else entry
+    if refinement is None:
+        return entry
+    by_site: dict[str, Any] = {name: getattr(entry, name) for name in entry.site}
+    return replace(refinement(signal, entry), **by_site)
 
 
 _DIRE = re.compile(

@@ -1,4 +1,4 @@
-"""Which signal can open an incident, and which cause on one device explains which effect on another of the same node.
+"""Which signal can open an incident, which cause explains which effect, and which faults of one thing can be one event at all.
 
 These are relations between kinds, without time: the correlator adds the window.
 """
@@ -41,6 +41,7 @@ LINK_KINDS = frozenset(
 )
 SWITCH_KINDS = frozenset(("sxid", "nvswitch_error", "fabric_manager_failed"))
 FIRMWARE_KINDS = frozenset(("gsp_rpc_timeout", "gsp_heartbeat_timeout", "gsp_error", "pmu_halt"))
+RESET_TRACES = frozenset(("gpu_init_failure", "gpu_reset_required", "gpu_reset_failed"))
 HANG_TRACES = frozenset(
     (
         "nvml_hung",
@@ -53,9 +54,21 @@ HANG_TRACES = frozenset(
     )
 )
 JOB_TRACES = frozenset(("nccl_error", "nccl_segfault", "app_segfault", "cuda_error", "peermem_error"))
-HOST_KINDS = frozenset(
-    ("host_power_event", "host_memory_ue", "host_machine_check", "kernel_panic", "hard_lockup", "host_shutdown")
+ENDED_PROCESSES = frozenset(("oom_kill", "nccl_segfault", "app_segfault"))
+HOST_KINDS = frozenset(("host_memory_ue", "host_machine_check", "kernel_panic", "hard_lockup", "host_shutdown"))
+DISK_KINDS = frozenset(("io_error",))
+NETWORK_KINDS = frozenset(("nic_event", "nic_pcie_degraded", "infiniband_port_down", "infiniband_errors"))
+SIGNAL_KINDS = frozenset(  # how well a PCIe link carries data
+    ("pcie_gpu_degraded", "pcie_replay", "pcie_aer_corrected", "pcie_aer_nonfatal", "pcie_completion_timeout")
 )
+CLOCK_KINDS = frozenset((
+    "hw_slowdown", "hw_power_brake", "hw_thermal_slowdown", "sw_thermal_slowdown", "thermal_limit_low", "power_limit_low",
+    "thermal_violation", "thermal_margin_violation", "power_violation", "fan_failure",
+))  # fmt: skip
+POWER_EFFECTS = (
+    BUS_TRACES | HANG_TRACES | LINK_KINDS | JOB_TRACES | CLOCK_KINDS | {"pcie_link_down", "pcie_recovery_failed"}
+)
+SENT_BY_BUS = frozenset((32, 80))  # commands that may have been damaged on their way over PCIe
 DRIVER_CHANGES = frozenset(
     ("driver_unloaded", "driver_loaded", "driver_yielded", "module_conflict", "driver_version_mismatch")
 )
@@ -76,7 +89,56 @@ def is_fault(signal: Signal, catalog: Catalog | None = None) -> bool:
 
 def explains(cause: Signal, effect: Signal) -> bool:
     """Whether a cause on one subject explains an effect on another subject of the same node, if it came before or with it."""
-    return any(is_cause(cause) and is_effect(effect) for is_cause, is_effect in _RELATIONS)
+    return any(is_cause(cause) and is_effect(effect) for is_cause, is_effect in _RELATIONS) or _one_process(
+        cause, effect
+    )
+
+
+def follows_from(cause: Signal, effect: Signal) -> bool:
+    """Whether an effect on any subject needs no cause of its own beside this one: as `explains`, and what a GPU that is gone or
+    hangs does itself."""
+    gone = _lost(cause) and (_firmware(effect) or _lost(effect) or effect.kind in BUS_TRACES)
+    hung = _firmware(cause) and effect.kind in RESET_TRACES
+    return explains(cause, effect) or ((gone or hung) and _one_gpu(cause, effect))
+
+
+def kin(one: Signal, other: Signal) -> bool:
+    """Whether two faults of one thing, close in time, can be one event. A disk's timeout, a slow link or a hot GPU is not part of
+    a program's crash because both name the same GPU or node."""
+    mine, theirs = _domain(one), _domain(other)
+    if mine == theirs or not {mine, theirs} & _APART or frozenset((mine, theirs)) in _MEET:
+        return True
+    return explains(one, other) or explains(other, one)
+
+
+_APART = frozenset(("disk", "network", "signal", "clocks"))
+_MEET = frozenset((frozenset(("signal", "bus")), frozenset(("clocks", "bus"))))  # they precede a GPU that is lost
+_DOMAINS = {
+    **dict.fromkeys(DISK_KINDS, "disk"),
+    **dict.fromkeys(NETWORK_KINDS, "network"),
+    **dict.fromkeys(SIGNAL_KINDS, "signal"),
+    **dict.fromkeys(CLOCK_KINDS, "clocks"),
+}
+
+
+def _domain(signal: Signal) -> str:
+    if _lost(signal):
+        return "bus"
+    return "signal" if _xid(SENT_BY_BUS)(signal) else _DOMAINS.get(signal.kind, "")
+
+
+def _one_gpu(one: Signal, other: Signal) -> bool:
+    return bool({one.pci, one.gpu_uuid} & {other.pci, other.gpu_uuid} - {None})
+
+
+def _one_process(cause: Signal, effect: Signal) -> bool:
+    """A process that crashed or was killed, and what its end left behind. Where a line names no process, it may be any."""
+    if cause.kind not in ENDED_PROCESSES or not _job_effect(effect):
+        return False
+    names = ("pid", "process")
+    told = [(cause.attributes.get(name), effect.attributes.get(name)) for name in names]
+    known = [one == other for one, other in told if one is not None and other is not None]
+    return any(known) or not known
 
 
 def _xid(codes: frozenset[int]) -> Callable[[Signal], bool]:
@@ -115,7 +177,9 @@ _RELATIONS: tuple[tuple[_Test, _Test], ...] = (
     (_firmware, lambda s: s.kind in HANG_TRACES),
     (lambda s: s.kind in HANG_TRACES, _firmware),  # NVML may stall before the driver's own timeout is printed
     (_strong, _job_effect),
-    (lambda s: s.kind == "oom_kill", _job_effect),
+    (lambda s: s.kind in DISK_KINDS or s.kind in NETWORK_KINDS, lambda s: s.kind == "hung_task"),
+    (lambda s: s.kind in NETWORK_KINDS, lambda s: s.kind == "nccl_error"),
+    (lambda s: s.kind == "host_power_event", lambda s: _lost(s) or s.kind in POWER_EFFECTS),
     (lambda s: s.kind in HOST_KINDS, lambda s: True),
     (lambda s: s.kind in DRIVER_CHANGES, lambda s: s.kind in DRIVER_TRACES),
 )

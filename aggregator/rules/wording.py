@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 from aggregator.model import Resolution, Signal
-from aggregator.rules.burst import Burst, Reading
+from aggregator.rules.burst import Burst, Reading, event_order, fact, first
+from aggregator.rules.entry import Entry
 from aggregator.rules.finding import Finding
 
 STEPS: Mapping[Resolution, str] = {
@@ -37,6 +38,8 @@ PROHIBITIONS: Mapping[Resolution, str] = {
     Resolution.RMA: "Do not replace the GPU on this evidence.",
     Resolution.RESTART_APP: "Do not restart the application on this GPU before it is repaired.",
 }
+ONE_REPORT_US = 1_000_000
+LONGEST_NAME = 64
 CHANNELS: Mapping[str, str] = {"kmsg": "the kernel log", "nvml": "NVML", "dcgm": "DCGM", "log": "the log"}
 
 
@@ -53,7 +56,7 @@ def prohibition(resolution: Resolution) -> str:
 def root_cause(finding: Finding) -> str:
     """One sentence: where, what, and what the code means."""
     lead = finding.cause[0]
-    places = list(dict.fromkeys(place(reading) for reading in finding.cause))
+    places = list(dict.fromkeys(place(reading) for reading in _told(finding)))
     return f"{listed(places)}, {spoken(lead.signal)}: {_uncapitalised(lead.entry.meaning)}"
 
 
@@ -65,21 +68,33 @@ def spoken(signal: Signal) -> str:
 
 
 def summary(finding: Finding, burst: Burst) -> str:
-    """One paragraph: what happened, what followed, what the rule adds, what proves nothing."""
-    lead = finding.cause[0]
-    sentences = [finding.root_cause or root_cause(finding)]
-    reported = _reported(finding.cause)
-    if reported:
-        sentences.append(f"It was {reported}.")
-    if finding.consequences:
-        sentences.append(f"What followed, or came with it: {counted(finding.consequences)}.")
-    if finding.explanation:
-        sentences.append(finding.explanation)
-    elif lead.entry.note:
-        sentences.append(lead.entry.note)
+    """One paragraph: what happened, what was reported around it, what the rule adds, what proves nothing."""
+    told = _told(finding)
+    reported = _reported(told) if not finding.root_cause else ""
+    sentences = [finding.root_cause or root_cause(finding), f"It was {reported}." if reported else ""]
+    sentences += [*_around(told, burst), finding.explanation]
+    sentences += [
+        f"A second matter: {each.root_cause or root_cause(each)} {step(each.resolutions[0])}" for each in finding.beside
+    ]
     if burst.forged:
         sentences.append(f"{len(burst.forged)} lines were written by userspace and prove nothing.")
     return " ".join(sentence.strip() for sentence in sentences if sentence)
+
+
+def _told(finding: Finding) -> list[Reading]:
+    """What the root cause speaks of: all that is blamed where a rule words it itself, else what is named as the first is."""
+    lead = finding.cause[0].signal
+    return [reading for reading in finding.cause if finding.root_cause or reading.signal.name == lead.name]
+
+
+def _around(told: Sequence[Reading], burst: Burst) -> list[str]:
+    """What else was reported, by when: order is told, and nothing more is claimed by it."""
+    began, lines = event_order(first(told).signal), {fact(reading.signal) for reading in told}
+    rest = [reading for reading in burst.faults if fact(reading.signal) not in lines]
+    before = [reading for reading in rest if event_order(reading.signal) < began]
+    after = [reading for reading in rest if event_order(reading.signal) > began]
+    halves = (("before", before), ("after", after))
+    return [f"Reported {when} it: {counted(readings)}." for when, readings in halves if readings]
 
 
 def no_fault(burst: Burst) -> str:
@@ -97,9 +112,21 @@ def contradiction(reading: Reading) -> str:
     return f"The line contradicts itself: its text is what XID {suggests} prints, so the code is taken with caution."
 
 
+def quoted(name: object) -> str:
+    """A name that a program gave itself: shown as such, on one line, and not at any length."""
+    text = "".join(character if character.isprintable() else "?" for character in str(name))
+    return json.dumps(text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…", ensure_ascii=False)
+
+
+def by_site(entry: Entry, names: Sequence[str]) -> str:
+    """Whose word it is."""
+    called = entry.name if entry.code is None else f"{entry.kind.upper().replace('SXID', 'SXid')} {entry.code}"
+    return f"This site's own rules for {called} decide {listed([name.replace('_', ' ') for name in names])}."
+
+
 def unknown_code_question(reading: Reading) -> str:
     """What would settle a code that no table holds."""
-    return f"What does the vendor's present documentation say of {reading.signal.name}? No table here holds it."
+    return f"What does the vendor's present documentation say of {spoken(reading.signal)}? It is in no table here."
 
 
 def place(reading: Reading) -> str:
@@ -115,10 +142,34 @@ def place(reading: Reading) -> str:
 
 def counted(readings: Iterable[Reading]) -> str:
     """Names with counts: "XID 45 (6 times), hung task"."""
-    counts: Counter[str] = Counter()
+    reports: dict[str, list[Reading]] = {}
     for reading in readings:
-        counts[spoken(reading.signal)] += _times(reading.signal)
-    return listed([name if count <= 1 else f"{name} ({count} times)" for name, count in counts.items()])
+        reports.setdefault(spoken(reading.signal), []).append(reading)
+    return listed([_named(name, same) for name, same in reports.items()])
+
+
+def _named(name: str, same: Sequence[Reading]) -> str:
+    count = occurrences(reading.signal for reading in same)
+    notes = [f"{count} times"] if count > 1 else []
+    notes += [] if same[0].known else ["in no table here"]
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def occurrences(signals: Iterable[Signal]) -> int:
+    """How often something happened that these signals, all of one name, report. Lines about one device and process within a second
+    are one report in several lines; another channel's report of an event is no repeat of it."""
+    last: dict[tuple[object, ...], tuple[int | None, int]] = {}
+    total = 0
+    for signal in sorted(signals, key=event_order):
+        if "witness_of" in signal.attributes:
+            continue
+        about = (signal.node, signal.pci, signal.gpu_uuid, signal.attributes.get("pid"), signal.attributes.get("link"))
+        at_us, counted_there = last.get(about, (None, 0))
+        soon = at_us is not None and signal.at_us is not None and signal.at_us - at_us < ONE_REPORT_US
+        new = max(0, signal.count - counted_there) if soon else signal.count
+        total += new
+        last[about] = (signal.at_us, counted_there + new if soon else new)
+    return total
 
 
 def listed(items: list[str], most: int = 4) -> str:
@@ -134,15 +185,10 @@ def _uncapitalised(sentence: str) -> str:
     return sentence if first[1:] != first[1:].lower() else sentence[:1].lower() + sentence[1:]
 
 
-def _times(signal: Signal) -> int:
-    """How often it happened: another channel's report of the same event is no repeat of it."""
-    return 0 if "witness_of" in signal.attributes else signal.count
-
-
 def _reported(readings: Iterable[Reading]) -> str:
     """How often, and by which channels: "reported 3 times, seen by the kernel log and NVML". Nothing of a single plain report."""
     signals = [reading.signal for reading in readings]
-    times = sum(_times(signal) for signal in signals)
+    times = occurrences(signals)
     channels = sorted({name for signal in signals for name in _channels(signal)})
     seen = listed([CHANNELS.get(name, name) for name in channels]) if channels else ""
     if len(channels) == 1:  # worth saying only where another channel could have seen it too

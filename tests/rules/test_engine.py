@@ -141,12 +141,12 @@ def test_one_place_that_fails_under_different_programs_is_suspect(program: str, 
 
 
 def test_the_driver_s_named_action_outranks_the_table() -> None:
-    """A later 154 replaces an earlier one and the catalog's advice."""
+    """A later 154 replaces an earlier one and the catalog's advice; the node is drained before what it names is done."""
     earlier = xid(154, "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)")
     later = xid(154, "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x2 (Node Reboot Required)")
     verdict = judged(xid(119, GSP), earlier, later)
     assert verdict.resolutions[0] is Resolution.REBOOT
-    assert verdict.action is Action.REBOOT
+    assert verdict.action is Action.DRAIN
 
 
 def test_a_driver_change_explains_that_the_gpus_are_out_of_sight() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aggregator.model import Action, FaultClass, Resolution, Severity
 from aggregator.rules.burst import Burst, Reading
 from aggregator.rules.context import Context
-from aggregator.rules.finding import Finding, Rule, others
+from aggregator.rules.finding import Finding, Rule
 
 NVIDIA_VENDOR = "10de"
 
@@ -34,7 +34,6 @@ def _crash(burst: Burst, cause: tuple[Reading, ...], owner: FaultClass) -> Findi
         resolutions=(Resolution.REBOOT, *repair, Resolution.CONTACT_SUPPORT),
         confidence=0.85,
         cause=cause,
-        consequences=others(burst, cause),
         explanation="The processor reported a fatal hardware error, and the kernel stopped for it: the host, not its GPUs."
         if hardware
         else "The kernel crashed in a function of the NVIDIA driver.",
@@ -66,7 +65,6 @@ def firmware_report(burst: Burst, _: Context) -> Finding | None:
         ),
         confidence=0.85,
         cause=report,
-        consequences=others(burst, report),
         root_cause=f"The platform's firmware reports a fatal PCIe error of the NVIDIA device {said.get('bdf', '')}".rstrip()
         + ".",
         explanation="It is the firmware's form of a fatal AER error: the device may not answer until it is reset with its link.",

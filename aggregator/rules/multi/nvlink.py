@@ -26,8 +26,7 @@ def switch_fault(burst: Burst, _: Context) -> Finding | None:
         resolutions=(Resolution.DRAIN, Resolution.RESET_GPU, Resolution.REBOOT, Resolution.CONTACT_SUPPORT),
         confidence=0.88,
         cause=switch,
-        consequences=others(burst, switch),
-        explanation=f"{len(victims)} GPUs report their links after it: the switch they share is to blame, not the GPUs. "
+        explanation=f"{len(victims)} GPUs report their links with it: the switch they share is to blame, not the GPUs. "
         "GPUs and switches of the fabric are reset together.",
         recurrence_advice="If the same switch and link report again, have the baseboard diagnosed.",
         do_not=(Resolution.RMA,),
@@ -49,7 +48,6 @@ def counted_errors(burst: Burst, _: Context) -> Finding | None:
         resolutions=(Resolution.CORDON, Resolution.RUN_DIAG, Resolution.CHECK_MECHANICALS, Resolution.MONITOR),
         confidence=0.75,
         cause=cause,
-        consequences=others(burst, cause),
         explanation=f"{len(ends)} GPUs count errors: look at the links between them first." if len(ends) > 1 else "",
         recurrence_advice="If the counters go on rising after a reset, have the link diagnosed with the node out of service.",
         do_not=(Resolution.RMA,),
@@ -71,8 +69,8 @@ def origin(burst: Burst, _: Context) -> Finding | None:
         resolutions=(Resolution.RESET_GPU, Resolution.DRAIN, Resolution.RUN_DIAG, Resolution.CONTACT_SUPPORT),
         confidence=0.7,
         cause=(lead,),
-        consequences=others(burst, (lead,)),
-        explanation="Both ends of a link report it: the earliest report is the likelier origin.",
+        explanation=f"{len({reading.subject for reading in fatal})} GPUs report their links: the earliest report is the likelier "
+        "origin.",
         open_questions=("Which end of the link reports again after a reset?",),
         do_not=(Resolution.RMA,),
     )
@@ -92,7 +90,6 @@ def fabric_manager(burst: Burst, _: Context) -> Finding | None:
         resolutions=(Resolution.INVESTIGATE, Resolution.REBOOT, Resolution.UPDATE_DRIVER),
         confidence=0.75,
         cause=cause,
-        consequences=others(burst, cause),
         explanation="Without the fabric manager CUDA cannot start on an NVSwitch host; no single GPU is at fault. "
         "Its version must be the driver's.",
         do_not=(Resolution.RMA,),
@@ -114,7 +111,6 @@ def not_needed(burst: Burst, _: Context) -> Finding | None:
         resolutions=(Resolution.NONE, Resolution.CONFIG_CHANGE),
         confidence=0.85,
         cause=told,
-        consequences=cause,
         explanation="Without an NVSwitch the fabric manager has nothing to manage and ends: harmless. Its service may be disabled.",
         do_not=(Resolution.RMA, Resolution.RESET_GPU, Resolution.REBOOT),
     )

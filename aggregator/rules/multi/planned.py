@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aggregator.model import Action, FaultClass, Resolution, Severity
+from aggregator.rules import wording
 from aggregator.rules.burst import Burst
 from aggregator.rules.context import Context
 from aggregator.rules.finding import Finding, Rule, others
@@ -27,6 +28,7 @@ def driver_change(burst: Burst, context: Context) -> Finding | None:
     gone = burst.kinds(*TRACES)
     if not gone or others(burst, gone) or not (change or context.planned_state):
         return None
+    what = context.planned_state or wording.spoken(change[0].signal)
     return Finding(
         rule_id="planned/driver_change",
         priority=97,
@@ -35,9 +37,9 @@ def driver_change(burst: Burst, context: Context) -> Finding | None:
         action=Action.NONE,
         resolutions=(Resolution.MONITOR,),
         confidence=0.8,
-        cause=change or gone,
-        consequences=gone if change else (),
-        root_cause=f"The GPUs are out of sight because of a planned change ({context.planned_state or 'the driver was unloaded'}).",
+        cause=gone,
+        proof=change,
+        root_cause=f"The GPUs are out of sight because of a planned change ({what}).",
         explanation="Nothing says that hardware failed. Until they are back the GPUs cannot be observed.",
         recurrence_advice="If the GPUs are not back within the usual time of the change, look at the driver's installation.",
         do_not=(Resolution.RMA, Resolution.RESET_GPU),
@@ -59,8 +61,7 @@ def links_taken_down(burst: Burst, context: Context) -> Finding | None:
         resolutions=(Resolution.MONITOR,),
         confidence=0.8,
         cause=cause,
-        consequences=others(burst, cause),
-        explanation="The driver was unloaded at that time, and takes its links down then.",
+        explanation="The driver was unloaded at that time, and takes its links down then." if change else "",
         recurrence_advice="If links go down while the driver stays loaded, find the software that takes them down.",
         do_not=(Resolution.RMA, Resolution.REBOOT, Resolution.POWER_CYCLE),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aggregator.model import SEVERITY_ORDER, FaultClass, Severity
+from aggregator.model import SEVERITY_ORDER, Action, FaultClass, Severity
 from aggregator.rules.burst import Burst, event_order
 from aggregator.rules.finding import Finding
 
@@ -26,7 +26,9 @@ def with_named_recovery(finding: Finding, burst: Burst) -> Finding:
     return replace(
         finding,
         severity=worse,
-        action=last.entry.action,
+        action=Action.DRAIN
+        if finding.action is Action.DRAIN
+        else last.entry.action,  # its jobs leave before it is rebooted
         resolutions=last.entry.resolutions + rest,
         permits=finding.permits + last.entry.resolutions,
     )

@@ -25,8 +25,7 @@ def node_overheats(burst: Burst, context: Context) -> Finding | None:
         resolutions=(Resolution.DRAIN, Resolution.CHECK_MECHANICALS, Resolution.INVESTIGATE),
         confidence=0.88,
         cause=cause,
-        consequences=others(burst, cause),
-        explanation=f"{_gpus(cause)} GPUs are slowed for heat at once: "
+        explanation=f"{_gpus(cause)} GPUs are slowed for heat: "
         "look at the node's inlet air, fans and coolant, not at a GPU.",
         recurrence_advice="If only some GPUs stay hot once the inlet is cool, check their heat sinks.",
         open_questions=("Are neighbouring nodes of the rack hot as well?",),
@@ -48,8 +47,7 @@ def node_lacks_power(burst: Burst, context: Context) -> Finding | None:
         resolutions=(Resolution.CHECK_MECHANICALS, Resolution.INVESTIGATE, Resolution.DRAIN),
         confidence=0.85,
         cause=cause,
-        consequences=others(burst, cause),
-        explanation=f"{_gpus(cause)} GPUs are slowed by the power brake at once: look at the node's power supplies and feeds, "
+        explanation=f"{_gpus(cause)} GPUs are slowed by the power brake: look at the node's power supplies and feeds, "
         "not at a GPU.",
         recurrence_advice="If it comes back with all supplies healthy, check the rack's power limit.",
         open_questions=(
@@ -81,7 +79,6 @@ def limit_was_set(burst: Burst, _: Context) -> Finding | None:
         resolutions=(Resolution.CONFIG_CHANGE, Resolution.INVESTIGATE),
         confidence=0.8,
         cause=cause,
-        consequences=others(burst, cause),
         explanation="The GPU is slowed by a limit that somebody set, not by heat.",
         do_not=(Resolution.RMA, Resolution.RESET_GPU),
     )
