@@ -46,6 +46,7 @@ class Metrics:
         self._make_assessment_metrics()
         self._make_investigation_metrics()
         self._make_evidence_metrics()
+        self._make_delivery_metrics()
         self._make_process_metrics()
 
     # --- assessments
@@ -143,6 +144,10 @@ class Metrics:
         """A record could not be stored as what it claims to be. `reason` is one of a few fixed words."""
         self._quarantined.labels(self._cluster, reason).inc()
 
+    def undecodable(self, method: str) -> None:
+        """A request was refused because its bytes are no message of the method, which is one that is served."""
+        self._undecodable.labels(self._cluster, method).inc()
+
     def agents_connected(self, count: int) -> None:
         """Agents whose stream is open."""
         self._agents.labels(self._cluster).set(count)
@@ -165,6 +170,17 @@ class Metrics:
     def store_unwritable(self, unwritable: bool) -> None:
         """Whether the disk refuses: then nothing is acknowledged."""
         self._unwritable.labels(self._cluster).set(unwritable)
+
+    # --- deliveries
+
+    def delivered(self, target: str, outcome: str, count: int) -> None:
+        """Attempts that ended: sent, failed (and tried again) or dead. Targets are those of the configuration."""
+        self._delivered.labels(self._cluster, target, outcome).inc(count)
+
+    def deliveries(self, target: str, waiting: int, dead: int) -> None:
+        """What a target has not been told."""
+        self._deliveries_waiting.labels(self._cluster, target).set(waiting)
+        self._deliveries_dead.labels(self._cluster, target).set(dead)
 
     # --- making them
 
@@ -224,12 +240,26 @@ class Metrics:
         self._quarantined = self._counter(
             "sentinel_quarantined_total", "Records set aside because they could not be stored as evidence.", "reason"
         )
+        self._undecodable = self._counter(
+            "sentinel_undecodable_requests_total", "Requests that are no protobuf message of their method.", "method"
+        )
         self._agents = self._gauge("sentinel_agents_connected", "Agents whose stream is open.")
         self._observed = self._gauge(
             "sentinel_node_observed",
             "1 where a node is observed, 0 where it is not, with the reason.",
             "node",
             "reason",
+        )
+
+    def _make_delivery_metrics(self) -> None:
+        self._delivered = self._counter(
+            "sentinel_deliveries_total", "Attempts to tell a target: sent, failed, dead.", "target", "outcome"
+        )
+        self._deliveries_waiting = self._gauge(
+            "sentinel_deliveries_waiting", "Messages that a target is still to be told.", "target"
+        )
+        self._deliveries_dead = self._gauge(
+            "sentinel_deliveries_dead", "Messages that were given up and are kept to be looked at.", "target"
         )
 
     def _make_process_metrics(self) -> None:

@@ -10,11 +10,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from aggregator.identity import Authenticator
+from aggregator.outputs.metrics import Metrics
 from aggregator.pipeline import Pipeline
 from aggregator.server.agents import AgentService, Limits
 from aggregator.server.presence import Presence
 from aggregator.server.queries import SentinelService
 from aggregator.server.sessions import Sessions
+from aggregator.server.undecodable import RefuseUndecodable
 from protos.v1 import agent_pb2, agent_pb2_grpc, sentinel_pb2, sentinel_pb2_grpc
 
 SERVICES = (
@@ -47,12 +49,14 @@ class Server:
         sessions: Sessions,
         presence: Presence,
         authenticator: Authenticator,
+        metrics: Metrics,
         *,
         limits: Limits,
         cluster: str,
     ) -> None:
         self._sessions = sessions
         self._server = grpc.aio.server(
+            interceptors=[RefuseUndecodable(metrics)],
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
                 ("grpc.so_reuseport", 0),  # a second aggregator on the port must fail, not share it
@@ -60,7 +64,7 @@ class Server:
                 ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ]
+            ],
         )
         self._health = health.aio.HealthServicer()
         agents = AgentService(pipeline, sessions, authenticator, limits, cluster)

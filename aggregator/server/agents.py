@@ -15,6 +15,7 @@ from importlib.metadata import version
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection
 
@@ -22,6 +23,7 @@ from aggregator.identity import Authenticator
 from aggregator.pipeline import Pipeline
 from aggregator.server.refusal import Refusal, admission, authorization, invalid
 from aggregator.server.sessions import Session, Sessions
+from aggregator.server.undecodable import TEXT as UNDECODABLE
 from aggregator.store.arrivals import Body, Delivery, Receipt, Record, committed_offsets
 from aggregator.store.nodes import Agent, save_agent, save_clock
 from aggregator.store.writer import StoreClosed
@@ -201,7 +203,10 @@ class _Rate:
 
 async def _read(context: Context) -> agent_pb2.ConnectRequest | None:
     """The next message; None when the agent has closed its side."""
-    message: object = await context.read()
+    try:
+        message: object = await context.read()
+    except DecodeError:
+        raise invalid(UNDECODABLE) from None
     return message if isinstance(message, agent_pb2.ConnectRequest) else None
 
 

@@ -59,7 +59,7 @@ async def running(
     sessions = Sessions(limits.max_streams)
     pipeline = Pipeline(store, [metrics], metrics, Windows())
     presence = Presence(pipeline, sessions, metrics, silent_seconds=silent_seconds)
-    server = Server(pipeline, sessions, presence, authenticator or LocalTrust(), limits=limits, cluster="test")
+    server = Server(pipeline, sessions, presence, authenticator or LocalTrust(), metrics, limits=limits, cluster="test")
     port = await server.start("127.0.0.1:0", tls)
     tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(presence.watch())]
     try:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -265,3 +266,28 @@ async def test_a_reading_that_failed_says_why(reply: agent_pb2.CollectReply, tex
         with pytest.raises(grpc.aio.AioRpcError, match=text) as failed:
             await asked
     assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+async def test_bytes_that_are_no_message_end_their_stream_as_invalid(
+    greeted: bool, aggregator: Aggregator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The sender's mistake, told as such and counted: not an unknown error and a traceback of ours."""
+    method = "/gcm_sentinel.v1.AgentService/Connect"
+    async with agent(aggregator) as bystander, grpc.aio.insecure_channel(aggregator.address) as channel:
+        await bystander.greet("gpu-9", "other")
+        call: Any = channel.stream_stream(method)()
+        if greeted:
+            hello = agent_pb2.AgentHello(node="gpu-1", installation_id="i")
+            await call.write(agent_pb2.ConnectRequest(hello=hello).SerializeToString())
+            await call.read()
+        await call.write(b"\xff no protobuf")
+        assert (await call.code(), await call.details()) == (
+            INVALID,
+            "the request is no protobuf message of this method",
+        )
+        assert await bystander.deliver(lines(1, 1, node="gpu-9")) == 1
+    assert aggregator.metric("sentinel_undecodable_requests_total", method=method) == 1
+    said = "".join(capfd.readouterr())
+    assert "Traceback" not in said
+    assert said.count("request_undecodable") == 1

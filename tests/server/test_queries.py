@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.v1 import agent_pb2, sentinel_pb2
 from tests.server.aggregator import Aggregator, agent, asking, eventually, lines, snapshot, stored, xid
@@ -264,3 +265,37 @@ async def test_every_question_works_with_grpcurl(
 ) -> None:
     service = f"gcm_sentinel.v1.SentinelService/{method}"
     assert expected in await grpcurl("-d", json.dumps(request_), faulty.address, service)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/gcm_sentinel.v1.SentinelService/ListNodes",
+        "/gcm_sentinel.v1.SentinelService/WatchEvidence",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+    ],
+)
+async def test_bytes_that_are_no_message_are_an_invalid_argument(
+    method: str, aggregator: Aggregator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with grpc.aio.insecure_channel(aggregator.address) as channel:
+        watching = method.endswith(("WatchEvidence", "Watch"))
+        ask: Any = channel.unary_stream(method) if watching else channel.unary_unary(method)
+        call = ask(b"\xff")
+        assert (await call.code(), await call.details()) == (
+            INVALID,
+            "the request is no protobuf message of this method",
+        )
+    assert aggregator.metric("sentinel_undecodable_requests_total", method=method) == 1
+    said = "".join(capfd.readouterr())
+    assert "Traceback" not in said
+    assert said.count("request_undecodable") == 1
+
+
+async def test_health_can_be_watched(aggregator: Aggregator) -> None:
+    async with grpc.aio.insecure_channel(aggregator.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
