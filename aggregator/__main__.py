@@ -10,10 +10,11 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
+import httpx2
 import structlog
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -21,8 +22,13 @@ from starlette.applications import Starlette
 from aggregator import rules
 from aggregator.correlator import Windows
 from aggregator.identity import Authenticator, IdentityUnusable, LocalTrust, TokensFile
+from aggregator.outputs import Target
+from aggregator.outputs.courier import Couriers
+from aggregator.outputs.endpoints import Endpoint, EndpointsUnusable, read_endpoints
 from aggregator.outputs.log import AssessmentLog
 from aggregator.outputs.metrics import Metrics
+from aggregator.outputs.webhook import Webhook, open_client
+from aggregator.outputs.wording import Site
 from aggregator.pipeline import Pipeline, read_record
 from aggregator.server import AddressInUse, Server, TlsFiles
 from aggregator.server.agents import Limits
@@ -35,6 +41,7 @@ from aggregator.store.retention import trim
 from aggregator.web import create_app
 
 GRACE_SECONDS = 2.0
+OUTPUTS = ("log", "metrics", "webhooks", "node_events", "annotations")  # that can be switched off
 
 log = structlog.get_logger(__name__)
 
@@ -63,10 +70,14 @@ async def serve(settings: Settings) -> None:
         authenticator = _authenticator(settings)
     with _naming("RULES_OVERLAY", rules.CatalogError, OSError):
         catalog = rules.load(settings.rules_overlay.read_bytes() if settings.rules_overlay else None)
+    with _naming("WEBHOOKS_FILE" if settings.webhooks_file else "WEBHOOK_URL", EndpointsUnusable):
+        endpoints = read_endpoints(settings.webhook_url.get_secret_value(), settings.webhooks_file)
     with _naming("DATABASE_URL" if settings.database_url else "STATE_DIR", StoreUnusable):
         store = Store(settings.database, read_record)
     try:
-        await _serve(settings, store, metrics, registry, authenticator, catalog)
+        async with open_client() as client:
+            targets = _targets(settings, endpoints, client)
+            await _serve(settings, store, metrics, registry, authenticator, catalog, targets)
     finally:
         await store.close()
     log.info("stopped")
@@ -79,9 +90,14 @@ async def _serve(
     registry: CollectorRegistry,
     authenticator: Authenticator,
     catalog: rules.Catalog,
+    targets: Sequence[Target],
 ) -> None:
     sessions = Sessions(Limits().max_streams)
-    pipeline = Pipeline(store, [metrics, AssessmentLog()], metrics, Windows(), rules.Context(catalog=catalog))
+    couriers = Couriers(store, targets, metrics)
+    outputs = [output for output in (metrics, AssessmentLog()) if output.name not in settings.outputs_off]
+    context = rules.Context(catalog=catalog)
+    pipeline = Pipeline(store, outputs, metrics, Windows(), context, couriers.routes)
+    pipeline.on_posted = couriers.wake
     presence = Presence(pipeline, sessions, metrics, silent_seconds=settings.agent_silent_seconds)
     server = Server(
         pipeline, sessions, presence, authenticator, metrics, limits=Limits(), cluster=settings.cluster_name
@@ -101,6 +117,7 @@ async def _serve(
                 group.create_task(http.serve())
             working = [
                 group.create_task(pipeline.run()),
+                group.create_task(couriers.run()),
                 group.create_task(presence.watch()),
                 group.create_task(trim(store, settings.retention_days, settings.retention_bytes)),
             ]
@@ -120,6 +137,16 @@ def _http(variable: str, address: Address, app: Starlette, tls: Settings | None 
     key = str(tls.tls_key_file) if tls and tls.tls_key_file else None
     with _naming(variable, AddressInUse):
         return HttpServer(app, address.host, address.port, certificate=certificate, key=key)
+
+
+def _targets(settings: Settings, endpoints: Sequence[Endpoint], client: httpx2.AsyncClient) -> list[Target]:
+    """Whoever is told of assessments and is elsewhere."""
+    known = {*OUTPUTS, *(endpoint.name for endpoint in endpoints)}
+    if unknown := sorted({*settings.outputs_off} - known):
+        raise StartRefused(f"{PREFIX}OUTPUTS_OFF: {unknown[0]!r} is none of {', '.join(sorted(known))}")
+    site = Site(settings.cluster_name, settings.pages_url)
+    wanted = [one for one in endpoints if not {"webhooks", one.name} & {*settings.outputs_off}]
+    return [Webhook(endpoint, client, site) for endpoint in wanted]
 
 
 def _authenticator(settings: Settings) -> Authenticator:

@@ -188,6 +188,8 @@ class Settings(_Environment):
     rules_overlay: FilePath | None = None
     webhook_url: SecretUrl = SecretStr("")
     webhooks_file: FilePath | None = None
+    pages_url: Url = ""  # where people reach the pages: messages link to them
+    outputs_off: Items = ()  # log, metrics, webhooks, node_events, annotations, or a webhook's name
 
     tokens_file: FilePath | None = None
     tls_cert_file: FilePath | None = None
