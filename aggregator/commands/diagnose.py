@@ -2,31 +2,38 @@
 
 Reads whatever an operator has at hand, groups it as the aggregator would, and judges each incident with the same rules.
 `--format json` is a contract (DESIGN §5): one object on stdout. Notices about the input go to stderr. Exit codes: 0 done; 2 an
-input could not be opened, or the rules overlay is wrong.
+input could not be read at all, an option's value means nothing, or the rules overlay is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aggregator import assessor, correlator, rules
-from aggregator.commands import site_rules
+from aggregator.commands import generations, site_rules
 from aggregator.commands.log_input import LogInput, Unreadable
 from aggregator.model import SEVERITY_ORDER, Assessment, Incident, IncidentState, Severity, Signal, Subject, Verdict
-from aggregator.render import render_text
+from aggregator.render import render_text, visible
 from aggregator.rules import LogReader
 
 _PROGRESS_SECONDS = 0.2
 _MAX_EARLIER = 20  # incidents of one GPU that a later one is compared with
+_MAX_CONDITIONS = 5  # codes
 _MAX_WIDTH = 120  # columns: longer lines of prose are hard to read
+
+
+class UsageError(Exception):
+    """An option's value means nothing. The message names the option: exit code 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,7 @@ class Diagnosis:
     findings: tuple[tuple[Incident, Assessment], ...]  # worst first
     lines_read: int
     lines_matched: int
+    rules_version: str  # of the rules and the site's overlay
 
     @property
     def severity(self) -> Severity:
@@ -49,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Read logs (dmesg, journal, kmsg, syslog, fabric manager, nvidia-smi, dcgm-exporter …), print the verdict."
     )
-    parser.add_argument("files", nargs="*", metavar="FILE", help="files, plain or gzip; - or nothing reads stdin")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="files, plain or packed (gzip, xz, bzip2); - or nothing reads stdin"
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (text)")
     parser.add_argument(
         "--gpu-model", default="", metavar="M", help="GPU model, where the text does not name it: H100, B200 …"
@@ -63,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     """Diagnose the named inputs; return the exit code."""
     try:
         catalog = site_rules.catalog(os.environ)
-    except site_rules.SiteRulesError as error:
+        _check(args)
+    except (site_rules.SiteRulesError, UsageError) as error:
         _notice(str(error))
         return 2
     paths = list(dict.fromkeys(args.files)) or ["-"]
@@ -76,10 +87,23 @@ def run(args: argparse.Namespace) -> int:
         )
         diagnosis = diagnose(readers, context)
         try:
-            _print(diagnosis, args.format)
+            _print(diagnosis, args.format, context)
         except BrokenPipeError:  # whoever reads us has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2 if unreadable else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What is given about GPU and driver must mean something. Raises UsageError."""
+    for option, given, check in (
+        ("--gpu-model", args.gpu_model, generations.columns_of),
+        ("--driver", args.driver, generations.branch_of),
+    ):
+        try:
+            if given:
+                check(given)
+        except generations.Unknown as error:
+            raise UsageError(f"{option} {error}") from error
 
 
 def diagnose(readers: Sequence[LogReader], context: rules.Context) -> Diagnosis:
@@ -100,6 +124,7 @@ def diagnose(readers: Sequence[LogReader], context: rules.Context) -> Diagnosis:
         findings=tuple(findings),
         lines_read=sum(reader.lines_read for reader in readers),
         lines_matched=sum(reader.lines_matched for reader in readers),
+        rules_version=rules.rules_version(context.catalog),
     )
 
 
@@ -135,12 +160,13 @@ def _read_all(paths: Sequence[str]) -> tuple[list[LogReader], bool]:
     for path in paths:
         try:
             source = LogInput(path, _notice)
+            reader = LogReader(name=source.name if len(paths) > 1 else "", now_us=time.time_ns() // 1000)
+            with contextlib.closing(source):
+                _read(source, reader)
         except Unreadable as error:
             _notice(str(error))
             unreadable = True
             continue
-        reader = LogReader(name=source.name if len(paths) > 1 else "", now_us=time.time_ns() // 1000)
-        _read(source, reader)
         readers.append(reader)
     return readers, unreadable
 
@@ -150,7 +176,6 @@ def _read(source: LogInput, reader: LogReader) -> None:
     for block in source.blocks():
         reader.feed(block)
         progress.show(reader.lines_read)
-    source.close()
     reader.finish()
     progress.clear()
     if reader.signals_dropped:
@@ -176,7 +201,9 @@ class Progress:
         if self._source.size:
             part = min(1.0, self._source.bytes_read / self._source.size)
             done = f"[{'#' * round(30 * part):<30}] {part:4.0%}  {done}"
-        sys.stderr.write(f"\r\x1b[K{self._source.name}  {done}  {lines:,} lines")
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        line = f"{done}  {lines:,} lines  {visible(self._source.name)}"
+        sys.stderr.write(f"\r\x1b[K{line[: width - 1]}")  # one in the last column would begin a new line
         sys.stderr.flush()
 
     def clear(self) -> None:
@@ -200,10 +227,10 @@ def _first(values: Iterable[str | None]) -> str:
 
 
 def _notice(text: str) -> None:
-    sys.stderr.write(f"gcm-sentinel diagnose: {text}\n")
+    sys.stderr.write(f"gcm-sentinel diagnose: {visible(text)}\n")
 
 
-def _print(diagnosis: Diagnosis, form: str) -> None:
+def _print(diagnosis: Diagnosis, form: str, context: rules.Context) -> None:
     if form == "json":
         json.dump(as_json(diagnosis), sys.stdout, ensure_ascii=True)
         sys.stdout.write("\n")
@@ -212,7 +239,7 @@ def _print(diagnosis: Diagnosis, form: str) -> None:
             shutil.get_terminal_size((100, 24)).columns,
             sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
         )
-        sys.stdout.write(as_text(diagnosis, width=min(width, _MAX_WIDTH), colour=bool(colour)))
+        sys.stdout.write(as_text(diagnosis, context, width=min(width, _MAX_WIDTH), colour=bool(colour)))
     sys.stdout.flush()
 
 
@@ -236,6 +263,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "severity": diagnosis.severity.value,
         "lines_read": diagnosis.lines_read,
         "lines_matched": diagnosis.lines_matched,
+        "rules_version": diagnosis.rules_version,
     }
 
 
@@ -257,10 +285,25 @@ def _incident_json(incident: Incident, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def as_text(diagnosis: Diagnosis, *, width: int, colour: bool) -> str:
+def as_text(diagnosis: Diagnosis, context: rules.Context, *, width: int, colour: bool) -> str:
     """What a person reads: every incident, worst first, and how much of the input it rests on."""
     parts = [render_text(*finding, width=width, colour=colour) for finding in diagnosis.findings]
+    parts += [textwrap.fill(line, width) + "\n" for line in _conditions(diagnosis, context)]
     read = f"{diagnosis.lines_matched:,} of {diagnosis.lines_read:,} lines tell something about GPUs or their host."
     if not parts:
         read = f"No fault of a GPU or its host. {read}"
     return "\n".join([*parts, f"{read}\n"])
+
+
+def _conditions(diagnosis: Diagnosis, context: rules.Context) -> Iterator[str]:
+    """What driver and GPU model, as given or read, change about the codes that verdicts rest on."""
+    cited = {item for _, assessment in diagnosis.findings for item in assessment.verdict.citations}
+    codes = dict.fromkeys((signal.kind, signal.code) for signal in diagnosis.signals if signal.id in cited)
+    entries = [entry for kind, code in codes if code is not None and (entry := context.catalog.entry(kind, code))]
+    for entry in entries[:_MAX_CONDITIONS]:
+        for given, look_up in (
+            (context.gpu_model, generations.on_generation),
+            (context.driver_version, generations.on_driver),
+        ):
+            with contextlib.suppress(generations.Unknown):  # the text names what this release does not know
+                yield from (f"{entry.kind.upper()} {entry.code} on {visible(said)}" for said in look_up(entry, given))

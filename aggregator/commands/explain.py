@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 from aggregator.commands import generations, site_rules
 from aggregator.model import Severity
+from aggregator.render import visible
 from aggregator.rules.catalog import CODED, Catalog, Entry
 from aggregator.rules.kinds import KINDS
 from aggregator.rules.wording import prohibition, step
@@ -50,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         catalog = site_rules.catalog(os.environ)
         text = _listing(catalog, args) if args.list else _explanation(catalog, args)
-    except (UsageError, generations.Unknown, site_rules.SiteRulesError) as error:
-        sys.stderr.write(f"gcm-sentinel explain: {error}\n")
+    except (UsageError, site_rules.SiteRulesError) as error:
+        sys.stderr.write(f"gcm-sentinel explain: {visible(str(error))}\n")
         return 2
     sys.stdout.write(text)
     return 0
@@ -73,12 +74,27 @@ def _explanation(catalog: Catalog, args: argparse.Namespace) -> str:
     entry = catalog.entry(kind, code)
     known = entry is not None
     shown = entry or catalog.unknown(kind, code)
-    here = generations.conditions(shown, args.generation, args.driver)
+    here = list(_here(shown, args.generation, args.driver))
     if args.json:
         return _as_json({"known": known, **asdict(shown), "conditions": here}, catalog)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = min(shutil.get_terminal_size((_MOST, 24)).columns, _MOST)
     return "\n".join(_paragraphs(shown, known, here, catalog, width=width, colour=colour)) + "\n"
+
+
+def _here(entry: Entry, generation: str | None, driver: str | None) -> Iterator[str]:
+    """What holds for this entry on this GPU and driver; nothing for what is not given."""
+    try:
+        if generation is not None:
+            yield from generations.on_generation(entry, generation) or [f"{generation}: it applies there."]
+    except generations.Unknown as error:
+        raise UsageError(f"--generation {error}") from error
+    try:
+        if driver is not None:
+            nothing = f"{driver}: nothing about this entry depends on the driver, as far as is known."
+            yield from generations.on_driver(entry, driver) or [nothing]
+    except generations.Unknown as error:
+        raise UsageError(f"--driver {error}") from error
 
 
 def _asked(what: str | None, which: str | None) -> tuple[str, int | None]:

@@ -1,4 +1,4 @@
-"""Opens what an operator names and hands it on as blocks of whole lines of text: files, stdin, gzip, UTF-16, damaged or not.
+"""Opens what an operator names and hands it on as blocks of whole lines of text: files, stdin, packed or not, UTF-16, damaged.
 
 Whatever can be read is read; what cannot is a notice, one line for a person that names the file.
 """
@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import os
+import re
+import stat
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
+from aggregator.commands.packed import Damaged, Unpack, other_tool, packing_of
+
 BLOCK_BYTES = 1 << 20
 _MAX_LINE = 1 << 20  # characters without a line end: the rest of such a line is passed over
-_GZIP_WINDOW = 31  # zlib's way of asking for the gzip format
-_GZIP_MAGIC = b"\x1f\x8b"
+_HEAD_BYTES = 512  # enough to tell what an input is
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Characters of one byte among zeros, in either byte order: UTF-16 as far as logs are written in it, wherever it begins.
+_WIDE = re.compile(rb"(?:\xff\xfe|\xfe\xff)?\x00?((?:[\x01-\xff]\x00){4,})")
 
 Notice = Callable[[str], None]
 
 
 class Unreadable(Exception):
-    """An input that could not be opened. The message names it and says why."""
+    """An input of which nothing can be read. The message names it and says why."""
 
 
 class LogInput:
@@ -34,13 +40,13 @@ class LogInput:
         self.bytes_read = 0
         self.size: int | None = None
         self._notice = notice
+        self._cut = False
         self._stream = self._open(path)
 
     def blocks(self) -> Iterator[str]:
-        """Text in blocks of whole lines; the last may lack its line end."""
-        text = self._text()
+        """Text in blocks of whole lines; the last may lack its line end. Raises Unreadable before the first."""
         tail, skipping = "", False
-        for piece in text:
+        for piece in self._text():
             if skipping:
                 _, found, piece = piece.partition("\n")
                 skipping = not found
@@ -53,7 +59,7 @@ class LogInput:
             if len(tail) > _MAX_LINE:
                 yield f"{tail}\n"
                 tail, skipping = "", True
-        if tail:
+        if tail and not self._cut:  # half a line could say anything: XID 79 as 7
             yield tail
 
     def close(self) -> None:
@@ -68,11 +74,12 @@ class LogInput:
             return cast("BufferedReader", sys.stdin.buffer)
         try:
             stream = Path(path).open("rb")  # noqa: SIM115 - closed by close()
-            self.size = Path(path).stat().st_size or None
-        except IsADirectoryError as error:
-            raise Unreadable(f"{path}: is a directory; name a file in it") from error
         except OSError as error:
-            raise Unreadable(f"{path}: {error.strerror or error}") from error
+            raise Unreadable(f"{path}: {_why(error)}") from error
+        about = os.fstat(stream.fileno())
+        self.size = about.st_size or None
+        if stat.S_ISCHR(about.st_mode) and not stream.isatty():  # /dev/kmsg: what it holds now
+            os.set_blocking(stream.fileno(), False)
         return stream
 
     def _raw(self) -> Iterator[bytes]:
@@ -81,55 +88,68 @@ class LogInput:
                 self.bytes_read += len(block)
                 yield block
         except OSError as error:
-            self._notice(f"{self.name}: {error.strerror or error}; read {self.bytes_read} bytes of it")
+            if not self.bytes_read:
+                raise Unreadable(f"{self.name}: {_why(error)}") from error
+            self._notice(f"{self.name}: {_why(error)}; read {self.bytes_read} bytes of it")
 
     def _bytes(self) -> Iterator[bytes]:
-        blocks = self._raw()
-        first = next(blocks, b"")
-        if first.startswith(_GZIP_MAGIC):
-            yield from self._unzipped(first, blocks)
-            return
+        blocks, first = self._raw(), b""
+        for block in blocks:
+            first += block
+            if len(first) >= _HEAD_BYTES:
+                break
         if not first:
             self._notice(f"{self.name}: is empty")
-        yield first
-        yield from blocks
+        tool = other_tool(first)
+        if tool is not None:
+            name, command = tool
+            source = "…" if self.name == "stdin" else self.name
+            raise Unreadable(
+                f"{self.name}: is packed with {name}; pipe it: {command} {source} | gcm-sentinel diagnose -"
+            )
+        packing = packing_of(first)
+        whole = itertools.chain((first,), blocks)
+        return whole if packing is None else self._unpacked(*packing, whole)
 
-    def _unzipped(self, first: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        """The members of a gzip file, one after another."""
-        member, started = zlib.decompressobj(wbits=_GZIP_WINDOW), False
+    def _unpacked(self, packing: str, unpack: Unpack, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        some = False
         try:
-            for block in itertools.chain((first,), blocks):
-                rest = block
-                while rest:
-                    started = True
-                    yield member.decompress(rest, BLOCK_BYTES)
-                    rest = member.unconsumed_tail
-                    if member.eof:
-                        rest = member.unused_data.lstrip(b"\0")
-                        member, started = zlib.decompressobj(wbits=_GZIP_WINDOW), False
-        except zlib.error as error:
-            self._notice(f"{self.name}: the gzip data is damaged ({error}); what came before it was read")
-            return
-        if started:
-            self._notice(f"{self.name}: the gzip data ends early; what came before was read")
+            for piece in unpack(blocks):
+                some = some or bool(piece)
+                yield piece
+        except ImportError as error:
+            raise Unreadable(f"{self.name}: this Python reads no {packing}; pipe it through {packing} -dc") from error
+        except Damaged as damage:
+            if not some:
+                raise Unreadable(f"{self.name}: the {packing} data {damage}; nothing of it could be read") from damage
+            self._cut = not damage.whole
+            what = "the lines before were" if self._cut else "it was"
+            self._notice(f"{self.name}: the {packing} data {damage}; {what} read")
+        else:
+            if not some:
+                self._notice(f"{self.name}: is empty")
 
     def _text(self) -> Iterator[str]:
         blocks = self._bytes()
-        first = next(blocks, b"")
-        encoding = _encoding(first)
-        if encoding == "utf-8" and b"\0" in first[:4096]:
+        first = _narrowed(next(blocks, b""))
+        for mark in _MARKS:
+            first = first.removeprefix(mark)
+        if b"\0" in first[:4096]:
             self._notice(f"{self.name}: looks like binary data; only what is text in it is read")
-        decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
-        yield decoder.decode(first)
-        for block in blocks:
-            yield decoder.decode(block)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for block in itertools.chain((first,), map(_narrowed, blocks)):
+            yield decoder.decode(block.replace(b"\0", b""))
         yield decoder.decode(b"", final=True)
 
 
-def _encoding(first: bytes) -> str:
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    sample = first[:400]
-    if len(sample) >= 8 and sample[1::2].count(0) > 0.9 * len(sample[1::2]) and 0 not in sample[::2]:
-        return "utf-16-le"  # what PowerShell writes, its mark cut off
-    return "utf-8"
+def _narrowed(block: bytes) -> bytes:
+    """A block with the UTF-16 in it as UTF-8; a pair that two blocks share leaves a zero, which nobody misses."""
+    if b"\0" not in block:
+        return block
+    return _WIDE.sub(lambda found: found[1][::2].decode("latin-1").encode(), block)
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, IsADirectoryError):
+        return "is a directory; name a file in it"
+    return error.strerror or str(error)

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from aggregator import cli
+from aggregator.rules import VERSION
+from tests.diagnose.running import FALLEN, LOG, MAIN, UUID, diagnose
 
-FALLEN = "NVRM: Xid (PCI:0000:9b:00): 79, pid=1, name=x, GPU has fallen off the bus."
-UUID = "GPU-509665ad-b600-ac93-3616-d754b23d636d"
-LOG = f"[ 10.000000] usb 1-1: new device\n[ 11.000000] NVRM: GPU at PCI:0000:9b:00: {UUID}\n[ 12.000000] {FALLEN}\n"
-
-MAIN = "import sys; from aggregator.cli import main; sys.exit(main())"
 SIGNAL_KEYS = {"id", "kind", "code", "pci", "gpu_uuid", "mig", "line", "raw"}
 INCIDENT_KEYS = {
     *("id", "subject", "severity", "fault_class", "action", "resolutions", "root_cause", "summary", "confidence"),
     *("citations", "rule_ids", "recurrence_advice", "open_questions"),
 }
-
-
-def diagnose(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
-    """Exit code, the JSON object (None when nothing was printed) and stderr."""
-    code = cli.main(["diagnose", "--format", "json", *arguments])
-    out, err = capsys.readouterr()
-    return code, json.loads(out) if out else None, err
 
 
 @pytest.fixture
@@ -44,7 +32,7 @@ def test_the_json_contract(log: Path, capsys: pytest.CaptureFixture[str]) -> Non
     """Exactly the keys and words of DESIGN §5; citations are ids of signals."""
     code, found, err = diagnose(capsys, str(log))
     assert (code, err) == (0, "")
-    assert set(found) == {"signals", "incidents", "severity", "lines_read", "lines_matched"}
+    assert set(found) == {"signals", "incidents", "severity", "lines_read", "lines_matched", "rules_version"}
     assert (found["severity"], found["lines_read"]) == ("critical", 3)
     (signal,) = found["signals"]
     assert set(signal) == SIGNAL_KEYS
@@ -123,79 +111,6 @@ def test_stdin_is_read_by_default_and_by_name() -> None:
         assert json.loads(done.stdout)["severity"] == "critical"
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        pytest.param(gzip.compress(LOG.encode()), "", id="gzip"),
-        pytest.param(gzip.compress(LOG[:40].encode()) + gzip.compress(LOG[40:].encode()), "", id="gzip in two members"),
-        pytest.param(LOG.encode("utf-16"), "", id="UTF-16 as PowerShell writes it"),
-        pytest.param(LOG.encode("utf-16-le"), "", id="UTF-16 without its mark"),
-        pytest.param(b"\xef\xbb\xbf" + LOG.encode(), "", id="UTF-8 with its mark"),
-        pytest.param(b"caf\xe9 \xff\xfe\n" + LOG.encode(), "", id="not UTF-8 in places"),
-        pytest.param(b"\x00\x01\x02\n" + LOG.encode(), "binary", id="binary around it"),
-        pytest.param(LOG.replace("\n", "\r\n").encode(), "", id="CRLF"),
-        pytest.param(LOG.encode().rstrip(b"\n"), "", id="no line end at the end"),
-        pytest.param(b"x" * 3_000_000 + b"\n" + LOG.encode(), "", id="a line of three megabytes in front"),
-    ],
-)
-def test_whatever_is_readable_is_diagnosed(
-    content: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Encodings, compression and damage do not hide a fault; a notice says what is odd."""
-    path = tmp_path / "log"
-    path.write_bytes(content)
-    code, found, err = diagnose(capsys, str(path))
-    assert (code, found["severity"]) == (0, "critical")
-    assert words in err
-    assert bool(err) == bool(words)
-
-
-def test_a_truncated_gzip_gives_what_came_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A download that broke off still holds its first lines."""
-    path = tmp_path / "log.gz"
-    noise = "".join(f"[ {number}.0] noise {number * 7919 % 10007}\n" for number in range(5_000))
-    path.write_bytes(gzip.compress((LOG + noise).encode())[:-4_000])
-    code, found, err = diagnose(capsys, str(path))
-    assert (code, found["severity"]) == (0, "critical")
-    assert 3 <= found["lines_read"] < 5_003
-    assert f"{path}: the gzip data ends early" in err
-
-
-def test_damaged_gzip_gives_what_came_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Garbage inside is named, not raised."""
-    path = tmp_path / "log.gz"
-    path.write_bytes(gzip.compress(LOG.encode()) + b"\x1f\x8b\x08garbage that is no gzip")
-    code, found, err = diagnose(capsys, str(path))
-    assert (code, found["severity"]) == (0, "critical")
-    assert "the gzip data is damaged" in err
-
-
-@pytest.mark.parametrize("content", [b"", b"\n\n"])
-def test_empty_input_is_one_valid_object(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """JSON is always valid on exit 0; that there was nothing is said on stderr."""
-    path = tmp_path / "empty"
-    path.write_bytes(content)
-    code, found, err = diagnose(capsys, str(path))
-    assert (code, found["severity"], found["lines_read"]) == (0, "ok", len(content))
-    assert ("is empty" in err) == (not content)
-
-
-@pytest.mark.parametrize("name", ["missing", "directory"])
-def test_what_cannot_be_opened_is_named_with_exit_2(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line that names the file and says why; the inputs that can be read are still diagnosed."""
-    (tmp_path / "directory").mkdir()
-    bad, good = tmp_path / name, tmp_path / "good"
-    good.write_text(LOG)
-    code, found, err = diagnose(capsys, str(bad))
-    assert (code, found) == (2, None)
-    assert str(bad) in err
-    assert len(err.splitlines()) == 1
-    code, found, err = diagnose(capsys, str(bad), str(good))
-    assert (code, found["severity"]) == (2, "critical")
-
-
 def test_several_files_are_one_diagnosis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Signals of each file keep their own line numbers and have ids of their own."""
     paths = [tmp_path / name for name in ("a", "b")]
@@ -241,6 +156,67 @@ def test_a_wrong_overlay_stops_with_its_variable(
     assert "GCM_SENTINEL_RULES_OVERLAY" in err
     monkeypatch.setenv("GCM_SENTINEL_RULES_OVERLAY", str(log.parent / "missing"))
     assert diagnose(capsys, str(log))[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--driver", "banana"), ("--driver", "55"), ("--gpu-model", "banana"), ("--gpu-model", "x\x1b[31m")],
+)
+def test_an_option_that_means_nothing_is_refused(
+    option: str, value: str, log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a typing error would pass for a condition that was looked at."""
+    code, found, err = diagnose(capsys, option, value, str(log))
+    assert (code, found) == (2, None)
+    assert err.startswith(f"gcm-sentinel diagnose: {option} ")
+    assert len(err.splitlines()) == 1
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "line", "said"),
+    [
+        (["--driver", "535.104.05"], FALLEN, "XID 79 on 535.104.05: prints no XID 154"),
+        (["--driver", "R570"], FALLEN, "XID 79 on R570: an XID 154 follows"),
+        (
+            ["--gpu-model", "Tesla V100-SXM2-16GB"],
+            "NVRM: Xid (PCI:0000:9b:00): 149, x",
+            "the vendor does not list it there",
+        ),
+        (["--gpu-model", "NVIDIA L40S"], "NVRM: Xid (PCI:0000:9b:00): 149, x", "has no column for it"),
+        (["--gpu-model", "NVIDIA GB200"], "NVRM: Xid (PCI:0000:9b:00): 149, x", ""),
+        (["--gpu-model", "NVIDIA H100 80GB HBM3"], FALLEN, ""),
+        (
+            [],
+            f"NVRM: loading NVIDIA UNIX x86_64 Kernel Module  535.104.05  x\n{FALLEN}",
+            "on 535.104.05: prints no XID 154",
+        ),
+    ],
+)
+def test_driver_and_model_are_weighed(
+    options: list[str], line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given or read from the text: what they change about a code stands beside the verdict."""
+    path = tmp_path / "log"
+    path.write_text(line + "\n")
+    assert cli.main(["diagnose", *options, str(path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert said in out
+    assert bool(said) == (" on " in out.partition("Judged by rules")[2])
+
+
+def test_json_names_the_rules_and_the_overlay_that_judged(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digest tells which data a verdict came from, a site's included."""
+    _, plain, _ = diagnose(capsys, str(log))
+    overlay = tmp_path / "site.toml"
+    overlay.write_text('version = "site 3"\n[xid.79]\nseverity = "warning"\n')
+    monkeypatch.setenv("GCM_SENTINEL_RULES_OVERLAY", str(overlay))
+    _, found, _ = diagnose(capsys, str(log))
+    assert plain["rules_version"] == VERSION
+    assert found["rules_version"].startswith("1+site 3@")
+    assert found["rules_version"].partition("@")[2] != VERSION.partition("@")[2]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
