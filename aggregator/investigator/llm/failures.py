@@ -58,6 +58,9 @@ KIND_OF_CODE: Mapping[str, FailureKind] = {
     "model_not_found": FailureKind.MODEL_UNKNOWN,
     "context_length_exceeded": FailureKind.CONTEXT_OVERFLOW,
     "request_too_large": FailureKind.CONTEXT_OVERFLOW,
+    "invalid_prompt": FailureKind.INVALID_REQUEST,  # and the two below: a policy stopped it, and would again
+    "bio_policy": FailureKind.INVALID_REQUEST,
+    "misalignment_policy_violation": FailureKind.INVALID_REQUEST,
     "rate_limit_error": FailureKind.RATE_LIMITED,
     "rate_limit_exceeded": FailureKind.RATE_LIMITED,
     "overloaded_error": FailureKind.OVERLOADED,

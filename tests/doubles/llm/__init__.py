@@ -27,7 +27,7 @@ elsewhere), unless the reply gives `Tokens`.
 
 **Compatible endpoints**: `without={"tools"}` refuses tools, `"schema"` refuses `response_format`, `"schema_with_tools"` takes both but then
 never calls a tool (as constrained decoding does), `"calls"` never calls when tried, `"models"` has no model list. A backend's trial request
-(its one tool is named `ready`) is answered by the server itself and takes no step.
+(its one tool, or the one its system text describes, is named `ready`) is answered by the server itself and takes no step.
 
 In a process of its own: `python -m tests.doubles.llm MODULE:NAME [--port N]`; it prints its URL.
 """

@@ -32,6 +32,7 @@ from tests.doubles.llm.script import (
 KEY = "sk-scripted-7f3a9b2c4d5e6f708192a3b4"
 MODELS = ("claude-sonnet-5-5", "claude-sonnet-4-6", "gpt-5.5", "local-model")
 READY = "ready"  # the tool with which a backend tries what an endpoint takes
+READY_IN_WORDS = f'"name":"{READY}"'
 ROUTES: Mapping[str, ModuleType] = {"/v1/messages": messages, "/v1/responses": responses, "/v1/chat/completions": chat}
 
 
@@ -160,7 +161,7 @@ class ScriptedLlm:
 
     async def _turn(self, wire: ModuleType, recorded: Recorded, answer: Answer) -> None:
         asked = self._check(wire, recorded)
-        if set(asked.tools) == {READY}:
+        if set(asked.tools) == {READY} or READY_IN_WORDS in asked.system:
             recorded.probe = True
             await self._play(wire, self._probed(asked), asked, answer)
             return
