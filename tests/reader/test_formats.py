@@ -100,3 +100,47 @@ def test_kernel_time_and_clock_time_are_not_compared() -> None:
     assert first.at_us is None
     assert second.at_us == 1_752_057_767_000_000
     assert (first.order, second.order) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "Feb 31 25:61:61 node kernel: ",
+        "Feb 31 10:00:00 kernel: ",
+        "Foo 31 10:00:00 node kernel: [ 1.0] ",
+        "Sun 2025-02-31 00:00:00 UTC node kernel: ",
+        "[Sun Feb 31 10:00:00 2025] ",
+        "2025-13-45T99:99:99Z node kernel: ",
+        "0000-00-00 00:00:00 node kernel: ",
+        "9999-12-31T23:59:59Z node kernel: ",
+        "<4>1 2025-13-45T99:99:99Z node kernel - - - ",
+        "9999999999.000000 node kernel: ",
+        "févr. 12 10:00:00 node kernel: ",
+        "11月 23 10:00:00 node kernel: ",
+    ],
+)
+def test_an_impossible_date_hides_no_event(prefix: str) -> None:
+    """A broken clock, another language: the event is read, without a time."""
+    (signal,) = read_log([f"{prefix}NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."])
+    assert (signal.name, signal.at_us if "[ 1.0]" not in prefix else None) == ("xid 79", None)
+
+
+MESSAGE = "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"_TRANSPORT": "kernel", "MESSAGE": "{MESSAGE}", "__REALTIME_TIMESTAMP": "99999999999999999999999"}}',
+        f'{{"_TRANSPORT": "kernel", "MESSAGE": "{MESSAGE}", "__REALTIME_TIMESTAMP": "-5"}}',
+        f'{{"pri": 4, "time": Infinity, "msg": "{MESSAGE}"}}',
+        f'{{"pri": 4, "time": NaN, "msg": "{MESSAGE}"}}',
+        f'{{"pri": 4, "time": 1e300, "msg": "{MESSAGE}"}}',
+        f"4,1,99999999999999999999,-;{MESSAGE}",
+        f"9999999999.000000 node kernel: {MESSAGE}",
+    ],
+)
+def test_an_impossible_number_is_no_time(text: str) -> None:
+    """Numbers in a log have no bounds; the event is read without them."""
+    (signal,) = read_log([text])
+    assert (signal.name, signal.at_us) == ("xid 79", None)
