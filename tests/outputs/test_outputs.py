@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -166,11 +167,53 @@ def test_every_gauge_and_timer_says_what_it_was_told(board: Board) -> None:
 
 
 def test_an_assessment_is_one_line_of_the_log() -> None:
+    output = AssessmentLog()
     with structlog.testing.capture_logs() as lines:
-        AssessmentLog().publish(OPEN, assessment(), "opened")
-        AssessmentLog().publish(OPEN, None, "revised")
-        AssessmentLog().publish(replace(OPEN, quiet=True), assessment(), "opened")
+        output.publish(OPEN, assessment(), "opened")
+        output.publish(OPEN, None, "revised")
+        output.publish(replace(OPEN, id="inc-2", quiet=True), assessment(), "opened")
     (line,) = lines
     assert line["event"] == "assessment"
     assert (line["node"], line["gpu"], line["severity"], line["action"]) == ("n1", "0000:3a:00.0", "critical", "drain")
     assert line["citations"] == [FACT.id]
+
+
+def concluded(incident: Incident = OPEN, revision: int = 1, **changes: object) -> tuple[Incident, Assessment]:
+    first = assessment(revision)
+    return incident, replace(first, verdict=replace(first.verdict, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        (concluded(revision=2, summary="It is still gone.", citations=(FACT.id, "n1/kmsg/b/2")), False),
+        (concluded(revision=2, root_cause="It fell off."), False),
+        (concluded(revision=2, severity=Severity.WARNING), True),
+        (concluded(revision=2, fault_class=FaultClass.MEMORY), True),
+        (concluded(revision=2, action=Action.REBOOT), True),
+        (concluded(revision=2, root_cause="The board has no power."), True),
+        (concluded(revision=2, rule_ids=("xid-119", "xid-79")), True),
+        (concluded(replace(OPEN, held_because="driver upgrade")), True),
+        (concluded(replace(OPEN, fleet_id="inc-9")), True),
+        (concluded(RESOLVED, revision=2), True),
+    ],
+)
+def test_a_revision_is_logged_where_it_concludes_something_else(later: tuple[Incident, Assessment], said: bool) -> None:
+    output = AssessmentLog()
+    with structlog.testing.capture_logs() as lines:
+        output.publish(*concluded(), "opened")
+        output.publish(*later, "revised")
+        output.publish(*later, "revised")
+    assert len(lines) == 1 + said
+
+
+def test_a_storm_that_only_counts_is_one_line_of_bounded_length() -> None:
+    output = AssessmentLog()
+    with structlog.testing.capture_logs() as lines:
+        for count in range(1, 1000):
+            cited = tuple(f"n1/kmsg/b/{number}" for number in range(count))
+            root_cause = f"{count} errors, {'the last of them ' * 1000}"
+            output.publish(*concluded(revision=count, root_cause=root_cause, citations=cited), "revised")
+        output.publish(*concluded(RESOLVED, 1000, root_cause=root_cause, citations=cited), "resolved")
+    assert [line["cited"] for line in lines] == [1, 999]
+    assert all(len(json.dumps(line)) < 2000 for line in lines)
