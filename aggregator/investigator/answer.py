@@ -106,33 +106,32 @@ _validator = Draft202012Validator(SCHEMA)
 _FENCE = re.compile(r"\s*(?:```[a-z]*)?\s*\Z")
 
 
-def read_answer(text: str) -> Answer:
-    """The answer a whole text is. Raises NoAnswer."""
-    return _answer(_parsed(text[:MAX_TEXT]))
+def read_answer(text: str, shown: Iterable[str]) -> Answer:
+    """The answer a turn ends with; words may stand before it where the endpoint does not hold the model to the schema.
 
-
-def find_answer(text: str, shown: Iterable[str]) -> Answer:
-    """The answer a text ends with, where the endpoint does not hold the model to a schema. Raises NoAnswer.
-
-    What stands in anything that was shown is a quotation and no answer, however well-formed.
+    What stands in anything that was shown is a quotation and no answer, however well-formed. Raises NoAnswer.
     """
     end = _FENCE.sub("", text[-MAX_TEXT:])
-    starts = [match.start() for match in re.finditer(r"\{", end)][:MAX_BRACES]
-    problem = NoAnswer("the text does not end with a JSON object")
-    for start in starts if end.endswith("}") else ():
+    problem = NoAnswer("it does not end with a JSON object")
+    for start in _beginnings(end) if end.endswith("}") else ():
         try:
-            found = _parsed(end[start:])
-        except NoAnswer:
+            value = _parsed(end[start:])
+        except NoAnswer as error:
+            problem = problem if start else error
             continue
         try:
-            answer = _answer(found)
+            answer = _answer(value)
         except NoAnswer as error:
             problem = error
-            continue
+            break
         if _is_quoted(end[start:], shown):
-            raise NoAnswer("the JSON object at its end is a quotation of a tool's answer")
+            raise NoAnswer("the JSON object at its end is a quotation of what a tool said")
         return answer
     raise problem
+
+
+def _beginnings(text: str) -> list[int]:
+    return [match.start() for match in re.finditer(r"\{", text)][:MAX_BRACES]
 
 
 def _is_quoted(candidate: str, shown: Iterable[str]) -> bool:

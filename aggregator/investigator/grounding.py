@@ -28,6 +28,7 @@ _CODES = {
     ),
 }
 _NUMBER = re.compile(r"\d{1,6}")
+_PROGRAM = re.compile(r"\bname=[^,\n]*")  # in a kernel line: a program's name is its owner's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,12 @@ def _claim(statement: Statement, shown: Shown, text: str, before: Sequence[Claim
 def _proved(shown: Shown, item_id: str, quote: str) -> Support:
     item = shown.get(item_id)
     assert item is not None
-    return Support(item.id, quote, item.trust, item.evidence_id, item.live)
+    trust = Trust.TENANT if _is_program_name(item, quote) else item.trust
+    return Support(item.id, quote, trust, item.evidence_id, item.live)
+
+
+def _is_program_name(item: Item, quote: str) -> bool:
+    return quote in "\n".join(_PROGRAM.findall(item.text)) and quote not in _PROGRAM.sub("", item.text)
 
 
 def _unproved(shown: Shown, gate: Gate, item_id: str, quote: str) -> Support:
@@ -116,6 +122,6 @@ def codes_in(text: str) -> Iterator[tuple[str, int]]:
 
 def _shows(item: Item | None, quote: str, kind: str, code: int) -> bool:
     """Whether a quote names a code, or the catalog's entry that it is from does."""
-    text = item.text if item is not None and item.explains else quote
+    text = item.text if item is not None and item.explains else _PROGRAM.sub("", quote)
     named = re.search(rf"(?<![a-z]){kind}", text, re.IGNORECASE) is not None
     return named and re.search(rf"(?<![\w.:/-])(?<!pid=)0*{code}(?!\w|[:/-]\w|\.\d)", text) is not None

@@ -8,6 +8,7 @@ words.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -108,21 +109,22 @@ class Toolbox:
                 self.unchecked[source.name] = self._one_line(reason.text if isinstance(reason, _Failed) else reason)
         return self.unchecked
 
-    async def answer(self, calls: Sequence[ToolCall]) -> list[Answered]:
-        """Ask all of one turn side by side; the answers stand in the order of the calls."""
+    async def answer(self, calls: Sequence[ToolCall], limit_seconds: float = math.inf) -> list[Answered]:
+        """Ask all of one turn side by side, each for at most its own time and `limit_seconds`; the answers stand in the order of
+        the calls."""
         firsts: dict[str, int] = {}
         for position, call in enumerate(calls):
             firsts.setdefault(signature(call), position)
         asked = sorted(at for key, at in firsts.items() if key not in self._answered and at < MAX_CALLS)
-        found = dict(zip(asked, await self._ask_all([calls[at] for at in asked]), strict=True))
+        found = dict(zip(asked, await self._ask_all([calls[at] for at in asked], limit_seconds), strict=True))
         answers = [self._answer(call, found.get(position), position) for position, call in enumerate(calls)]
         for answer in answers:
             if answer.item is not None and answer.item.live:
                 del self._answered[signature(answer.call)]  # asked again in another turn, it may say something else
         return answers
 
-    async def _ask_all(self, calls: Sequence[ToolCall]) -> Sequence[_Found | _Failed]:
-        return await asyncio.gather(*(self._ask(call) for call in calls))
+    async def _ask_all(self, calls: Sequence[ToolCall], limit_seconds: float) -> Sequence[_Found | _Failed]:
+        return await asyncio.gather(*(self._ask(call, limit_seconds) for call in calls))
 
     def _answer(self, call: ToolCall, found: _Found | _Failed | None, position: int) -> Answered:
         """Give a finding its id. Without one the same call was answered before, or there were too many."""
@@ -143,15 +145,15 @@ class Toolbox:
         self._answered[key] = item.id
         return Answered(call, self._gate.frame(item), item, total=found.total)
 
-    async def _ask(self, call: ToolCall) -> _Found | _Failed:
+    async def _ask(self, call: ToolCall, limit_seconds: float) -> _Found | _Failed:
         if call.name not in self._validators:
             return _Failed("unknown_tool", f"There is no such tool. Tools: {', '.join(sorted(self._validators))}.")
         if call.arguments is None:
             return _Failed("bad_arguments", f"The arguments were not one JSON object: {call.raw[:200]}")
         tool = self._registry.tools.get(call.name)
         if tool is None:
-            return await _bounded(self._page(call.arguments), PAGE_SECONDS)
-        found = await _bounded(self._asked(tool, call.arguments), tool.timeout_seconds)
+            return await _bounded(self._page(call.arguments), min(PAGE_SECONDS, limit_seconds))
+        found = await _bounded(self._asked(tool, call.arguments), min(tool.timeout_seconds, limit_seconds))
         if isinstance(found, _Found):
             self.unchecked.pop(tool.name, None)
         elif found.word in NOT_CHECKED:
