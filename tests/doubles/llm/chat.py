@@ -110,7 +110,7 @@ def stream(reply: Reply, asked: Asked, memory: Memory) -> Iterator[bytes]:
     parts += [{"content": part} for part in chunks(reply.text, size)]
     parts += [{"refusal": part} for part in chunks(reply.refusal, size)]
     for index, wanted in enumerate(reply.calls):
-        call = {"id": wanted.id or memory.next_id("call"), "type": "function"}
+        call = {"id": memory.next_id("call") if wanted.id == "" else wanted.id, "type": "function"}
         parts.append({"tool_calls": [{"index": index, **call, "function": {"name": wanted.name, "arguments": ""}}]})
         parts += [
             {"tool_calls": [{"index": index, "function": {"arguments": part}}]} for part in chunks(wanted.wire, size)

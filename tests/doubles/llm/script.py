@@ -16,7 +16,7 @@ class Call:
 
     name: str
     arguments: Mapping[str, Any] | str = field(default_factory=dict)
-    id: str = ""  # empty: the server takes the next one
+    id: str | None = ""  # empty: the server takes the next one; None: none is sent (Chat Completions)
 
     @property
     def wire(self) -> str:

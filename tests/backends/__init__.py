@@ -1,0 +1,1 @@
+"""Backends over the wire: the real SDKs against the scripted endpoint."""
