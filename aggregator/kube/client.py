@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -98,8 +98,9 @@ class KubeClient:
         *,
         seconds: int = 300,
         idle_seconds: float = IDLE_SECONDS,
-    ) -> AsyncIterator[Json]:
-        """Events from a version on, bookmarks included, until the server ends the watch after so many seconds.
+    ) -> AsyncGenerator[Json]:
+        """Events from a version on, until the server ends the watch after so many seconds. The first is of type OPEN: the server
+        has accepted. Bookmarks are among them.
 
         Raises Gone when the version is too old, Unreachable after `idle_seconds` of silence. Close the iterator (`aclosing`).
         """
@@ -110,6 +111,7 @@ class KubeClient:
             "timeoutSeconds": seconds,
         }
         async with self._stream(path, {**(params or {}), **asked}, idle_seconds) as response:
+            yield {"type": "OPEN"}
             async for line in _lines(response):
                 event: Json = _parsed(line)
                 if event.get("type") == "ERROR":

@@ -46,7 +46,7 @@ async def test_a_watch_tells_changes_from_a_version_on(api_server: ApiServer, co
         api_server.condition("n1", "GcmXidErrorsProblem", "True", message="x" * 1_000_000)
         api_server.delete(f"{NODES}/n1")
         async with aclosing(client.watch(NODES, version, seconds=2)) as events:
-            seen = [event async for event in events if event["type"] != "BOOKMARK"]
+            seen = [event async for event in events if event["type"] not in ("OPEN", "BOOKMARK")]
     assert [event["type"] for event in seen] == ["ADDED", "MODIFIED", "DELETED"]
     assert len(json.dumps(seen[1])) > 1_000_000
 
@@ -123,7 +123,7 @@ async def test_a_server_that_does_not_answer_is_unreachable_in_time(
             began = time.monotonic()
             with pytest.raises(Unreachable, match="no answer in time"):
                 async with aclosing(client.watch(NODES, version, idle_seconds=0.5)) as events:
-                    await anext(events)
+                    [event async for event in events]
             assert time.monotonic() - began < 5
         own_api_server.stop_server()
         with pytest.raises(Unreachable):
@@ -139,7 +139,7 @@ async def test_a_version_that_was_compacted_is_gone(own_api_server: ApiServer, c
         await asyncio.to_thread(own_api_server.restart_server)
         with pytest.raises(Gone):
             async with aclosing(client.watch(NODES, version)) as events:
-                await anext(events)
+                [event async for event in events]
 
 
 @pytest.mark.parametrize(
