@@ -63,7 +63,7 @@ class Gathered:
         )
 
     def _add(self, signal: Signal, words: str, number: int, uptime_us: int | None) -> _Kept | None:
-        subject = (signal.kind, signal.code, signal.node, signal.pci, signal.gpu_uuid, signal.mig)
+        subject = (signal.kind, signal.code, signal.node, signal.boot_id, signal.pci, signal.gpu_uuid, signal.mig)
         at_us = signal.at_us if signal.at_us is not None else uptime_us
         same = self._by_words.get((*subject, words))
         if same is not None and _soon(same, at_us, number):

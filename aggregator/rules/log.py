@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from aggregator.model import Scalar, Signal
 from aggregator.rules import formats, records
+from aggregator.rules.boots import Boots
 from aggregator.rules.gathered import Gathered
 from aggregator.rules.grammar.nvidia_smi import Tables
 from aggregator.rules.grammar.reading import Grammar, Line, Reading
@@ -39,6 +40,7 @@ class LogReader:
         self._tables = Tables()
         self._names = Names()
         self._gathered = Gathered()
+        self._boots = Boots()
 
     def feed(self, text: str) -> None:
         """Take the next line, or many whole lines at once: what a block does not hold need not be looked for in its lines."""
@@ -111,9 +113,10 @@ class LogReader:
         readings = self._tables.read(line)
         if readings is None:
             readings = readings_of(line, grammars)
-        signals = list(self._signals(line, readings, number, raw))
+        boot_id, since_us = self._boots.place(line, [reading.kind for reading in readings])
+        signals = list(self._signals(replace(line, boot_id=boot_id), readings, number, raw))
         self.lines_matched += bool(readings)
-        self._gathered.add(signals, line.text, number, line.uptime_us)
+        self._gathered.add(signals, line.text, number, since_us)
 
     def _signals(self, line: Line, readings: Iterable[Reading], number: int, raw: str) -> Iterator[Signal]:
         identity = f"{self._name}:L{number}" if self._name else f"L{number}"
