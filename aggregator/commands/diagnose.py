@@ -29,6 +29,7 @@ from aggregator.rules import LogReader
 _PROGRESS_SECONDS = 0.2
 _MAX_EARLIER = 20  # incidents of one GPU that a later one is compared with
 _MAX_CONDITIONS = 5  # codes
+_WALL_US = 10 * 365 * 86_400 * 1_000_000  # times before 1980 are seconds since boot
 _MAX_WIDTH = 120  # columns: longer lines of prose are hard to read
 
 
@@ -138,7 +139,13 @@ def _judged(incidents: Iterable[Incident], context: rules.Context) -> Iterator[t
         past.append(incident)
         assessment = assessor.assess(incident, None, incident.updated_us, context=replace(context, earlier=history))
         assert assessment is not None  # without an earlier one there is always a new one
-        yield incident, assessment
+        yield _offline(incident), assessment
+
+
+def _offline(incident: Incident) -> Incident:
+    """Without what only a running aggregator knows: nobody is paged from here, and kernel time is no time of day."""
+    resolved_us = incident.resolved_us if (incident.resolved_us or 0) >= _WALL_US else None
+    return replace(incident, held_until_us=None, resolved_us=resolved_us)
 
 
 def _rank(finding: tuple[Incident, Assessment]) -> tuple[int, bool, int]:

@@ -146,6 +146,24 @@ def test_times_apart_are_incidents_apart_and_a_burst_is_one(tmp_path: Path, caps
     assert sorted(incident["subject"]["pci"] for incident in found["incidents"]) == ["0000:01:00.0", "0000:02:00.0"]
 
 
+def test_a_reboot_inside_a_log_is_told_without_a_time_of_day(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seconds since boot are no date in 1970, and nobody's page waits for a command line."""
+    path = tmp_path / "dmesg"
+    path.write_text(
+        "[ 5000.0] NVRM: Xid (PCI:0000:3b:00): 63, Row Remapper: New row (0x0000abcd) marked for remapping, reset gpu to activate.\n"
+        "[ 6000.0] reboot: Restarting system\n"
+        "[    0.0] Linux version 5.15.0-91-generic (buildd@lcy02)\n"
+        "[  900.0] NVRM: Xid (PCI:0000:3b:00): 31, pid=44, name=python, Ch 00000018\n"
+    )
+    assert cli.main(["diagnose", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "Resolved: rebooted." in out
+    assert "1970" not in out
+    assert "wait until" not in out
+
+
 def test_a_wrong_overlay_stops_with_its_variable(
     log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
