@@ -90,10 +90,10 @@ def _judge(answer: httpx2.Response, body: bytes) -> None:
         raise Refused(said)
     if 300 <= status < 400:
         raise Unavailable(f"{said}: redirects are not followed")
-    raise Unavailable(said, _retry_after(answer.headers.get("Retry-After", "")))
+    raise Unavailable(said, retry_after_seconds(answer.headers.get("Retry-After", "")))
 
 
-def _retry_after(text: str) -> float | None:
+def retry_after_seconds(text: str) -> float | None:
     """Seconds, from either form of the header; None where it says nothing that can be read."""
     if text.strip().isdecimal():
         return float(text)

@@ -23,7 +23,7 @@ MAX_NODES = 20
 MAX_ITEMS = 6  # of a list
 
 _MENTION = re.compile(r"@(?=\s*(?:here|channel|everyone|group|all)\b)", re.IGNORECASE)
-_ADDRESS = re.compile(r"(?<=[a-z0-9])://|\b(?:mailto|tel|javascript|data):(?=\S)", re.IGNORECASE)
+_ADDRESS = re.compile(r":(?=//)|\b(?:mailto|tel|javascript|data):(?=\S)", re.IGNORECASE)
 _WWW = re.compile(r"\bwww\.", re.IGNORECASE)
 
 

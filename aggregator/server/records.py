@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import grpc
 
+from aggregator import wire
 from aggregator.identity import Authenticator
 from aggregator.server.answering import answer
-from aggregator.server.refusal import Refusal
-from aggregator.store import Store
+from aggregator.server.paging import make_token, page_size, read_token
+from aggregator.server.refusal import Refusal, invalid
+from aggregator.store import Store, deliveries
 from protos.v1 import sentinel_pb2, sentinel_pb2_grpc
+
+UNDELIVERED = (deliveries.WAITING, deliveries.DEAD)
 
 
 class Records(sentinel_pb2_grpc.SentinelServiceServicer):
@@ -29,4 +35,29 @@ class Records(sentinel_pb2_grpc.SentinelServiceServicer):
         self, request: sentinel_pb2.ListDeliveriesRequest
     ) -> sentinel_pb2.ListDeliveriesResponse:
         """Messages that wait or were given up, oldest first."""
-        raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "this version sends no messages")
+        size = page_size(request.page_size)
+        after = int((read_token(request, request.page_token, (int,)) or [0])[0])
+        if unknown := sorted(set(request.states) - set(UNDELIVERED)):
+            raise invalid(f"states: {unknown[0]!r} is none of {', '.join(UNDELIVERED)}")
+        wanted = tuple(dict.fromkeys(request.states)) or UNDELIVERED
+        rows = await self._store.read(
+            partial(deliveries.list_deliveries, states=wanted, after_id=after, limit=size + 1)
+        )
+        return sentinel_pb2.ListDeliveriesResponse(
+            deliveries=[_delivery(row) for row in rows[:size]],
+            next_page_token=make_token(request, [rows[size - 1].id]) if len(rows) > size else "",
+        )
+
+
+def _delivery(row: deliveries.DeliveryRow) -> sentinel_pb2.DeliveryStatus:
+    return sentinel_pb2.DeliveryStatus(
+        id=row.id,
+        target=row.target,
+        incident_id=row.incident_id,
+        change=row.change,
+        state=row.state,
+        attempts=row.attempts,
+        next_attempt_at=wire.stamp(row.next_attempt_us) if row.state == deliveries.WAITING else None,
+        last_error=row.last_error,
+        created_at=wire.stamp(row.created_us),
+    )
