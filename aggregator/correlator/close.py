@@ -109,10 +109,23 @@ def _share_a_gpu(one: Signal, other: Signal) -> bool:
 
 
 def has_open_state(record: Record, windows: Windows) -> bool:
-    """A state began and nothing ended it: silence then means that it still holds."""
-    begun = record.of(lambda key: key.phase is Phase.BEGAN and key.kind not in COUNTED)
+    """A state began and nothing ended it: silence then means that it still holds. So does one that a log only mentions."""
+    begun = record.of(_lasts)
     mending = record.of(_mends)
     return any(state.id not in record.circumstances and _repair_of(state, mending, windows) is None for state in begun)
+
+
+def needs_repair(record: Record, rules: RuleBook) -> bool:
+    """Whether its faults stay until they are repaired. The rules are asked once for the signals it holds."""
+    if record.needs_repair is None:
+        record.needs_repair = rules.needs_repair(record.signals())
+    return record.needs_repair
+
+
+def _lasts(key: Key) -> bool:
+    if key.phase is Phase.BEGAN:
+        return key.kind not in COUNTED
+    return key.phase is Phase.POINT and key.kind in UNTIL_RESET
 
 
 def standing(record: Record, now_us: int, windows: Windows, rules: RuleBook) -> Standing:
@@ -126,11 +139,8 @@ def standing(record: Record, now_us: int, windows: Windows, rules: RuleBook) -> 
     if has_open_state(record, windows):
         return Standing()
     quiet_us = _rounded(record.heard_us + micros(windows.quiet_close))
-    if quiet_us <= now_us:
-        if record.needs_repair is None:
-            record.needs_repair = rules.needs_repair(record.signals())
-        if record.needs_repair:
-            quiet_us = _rounded(record.heard_us + micros(windows.critical_close))
+    if quiet_us <= now_us and needs_repair(record, rules):
+        quiet_us = _rounded(record.heard_us + micros(windows.critical_close))
     return Standing(quiet_us, "quiet") if quiet_us <= now_us else Standing(deadline_us=quiet_us)
 
 

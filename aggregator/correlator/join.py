@@ -1,8 +1,8 @@
 """Which incident of its node a signal belongs to. Decided by what it is about and when it happened, never by when it arrived.
 
-In this order: the incident about the same GPU in the same burst; the one whose fact explains it; one whose facts it explains;
-the same fault on another GPU a moment ago; the node's own. After the burst: an incident about the same thing that is not over;
-the same fault again. Incidents that turn out to be one are merged into the older.
+In this order: the incident about the same GPU in the same burst, if it can be one event with it; the one whose fact explains it;
+one whose facts it explains; the same fault on another GPU a moment ago; the node's own. After the burst: an incident about the
+same thing that is not over; the same fault again. Incidents that turn out to be one are merged into the older.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aggregator.correlator.close import has_open_state, repaired
+from aggregator.correlator.close import has_open_state, needs_repair, repaired
 from aggregator.correlator.places import NODE_WIDE, PLANNED, RESTARTS, Names, names_of
 from aggregator.correlator.state import Node, Record, RuleBook, Windows, at_us, micros
 from aggregator.model import Phase, Signal
@@ -30,7 +30,7 @@ def home_of(node: Node, signal: Signal, windows: Windows, rules: RuleBook) -> Ho
     names = names_of(signal)
     records = sorted(node.records.values(), key=lambda record: (-record.last_us, record.id))  # the latest first
     near = [record for record in records if _near(record, signal, windows.burst_gap)]
-    own = [record for record in near if names.gpu and _shares(record, names)]
+    own = [record for record in near if names.gpu and _shares(record, names) and _kin(record, signal, rules)]
     known = next((record for record in near if _has(record, signal, names)), None)
     if known is not None and len(own) <= 1:
         return Home(known, in_burst=True)
@@ -40,11 +40,11 @@ def home_of(node: Node, signal: Signal, windows: Windows, rules: RuleBook) -> Ho
     found = (
         next((record for record in near if _is_caused_by(signal, record, windows, rules)), None)
         or _same_fault(near, signal, windows)
-        or (None if names.gpu else next((record for record in near if _shares(record, names)), None))
+        or (None if names.gpu else _own_of_the_node(near, signal, names, rules))
     )
     if found is not None:
         return Home(found, in_burst=True)
-    return Home(_unfinished(records, signal, names, windows) or _again(records, signal, names, windows))
+    return Home(_unfinished(records, signal, windows, rules) or _again(records, signal, names, windows))
 
 
 def homes_of_context(node: Node, signal: Signal, windows: Windows, rules: RuleBook) -> list[Record]:
@@ -143,13 +143,31 @@ def _same_fault(records: Iterable[Record], signal: Signal, windows: Windows) -> 
     )
 
 
-def _unfinished(records: Iterable[Record], signal: Signal, names: Names, windows: Windows) -> Record | None:
-    """After the burst: an incident about the same GPU that was not over at the time."""
+def _own_of_the_node(near: Iterable[Record], signal: Signal, names: Names, rules: RuleBook) -> Record | None:
+    return next((record for record in near if _shares(record, names) and _kin(record, signal, rules)), None)
+
+
+def _kin(record: Record, signal: Signal, rules: RuleBook) -> bool:
+    return any(rules.kin(fault, signal) for fault in record.fault_heads())
+
+
+def _unfinished(records: Iterable[Record], signal: Signal, windows: Windows, rules: RuleBook) -> Record | None:
+    """After the burst: an incident about the same GPU that was not over at the time. A GPU that works on with a repair that waits,
+    quietly, can meet another fault meanwhile; one that does not work cannot."""
+    names, at = names_of(signal), at_us(signal)
     for record in records:
-        if not names.gpu or not _shares(record, names) or at_us(signal) < record.first_us:
+        if (
+            not names.gpu
+            or not _shares(record, names)
+            or at < record.first_us
+            or not _unrepaired_at(record, at, windows)
+        ):
             continue
-        quiet = at_us(signal) > record.last_us + micros(windows.quiet_close)
-        if _unrepaired_at(record, at_us(signal), windows) and (not quiet or has_open_state(record, windows)):
+        quiet = at > record.last_us + micros(windows.quiet_close)
+        if _has(record, signal, names) and (not quiet or has_open_state(record, windows)):
+            return record
+        broken = has_open_state(record, windows) and needs_repair(record, rules)
+        if (not quiet or broken) and _kin(record, signal, rules):
             return record
     return None
 

@@ -88,12 +88,14 @@ class Key(NamedTuple):
 
 
 def names_of(signal: Signal) -> Names:
-    """A GPU's PCI address and UUID; else the switch or device; else the node."""
-    if signal.pci is None and signal.gpu_uuid is None:
+    """A GPU's PCI address and UUID; else the switch or other device, by its address; else the node."""
+    printed = signal.attributes.get("bdf") if about(signal) is About.DEVICE else None
+    device = signal.pci or signal.gpu_uuid or printed
+    if device is None:
         return Names((NODE,), gpu=False)
     if _is_gpu(signal):
         return Names(tuple(name for name in (signal.pci, signal.gpu_uuid) if name), gpu=True)
-    return Names((f"device {signal.pci or signal.gpu_uuid}",), gpu=False)
+    return Names((f"device {device}",), gpu=False)
 
 
 def key_of(signal: Signal) -> Key:

@@ -49,10 +49,11 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """What the correlator asks the rule engine. All three are pure."""
+    """What the correlator asks the rule engine. All of it is pure."""
 
     is_fault: Callable[[Signal], bool]  # may it open an incident?
     explains: Callable[[Signal, Signal], bool]  # does the first, elsewhere on the node, explain the second?
+    kin: Callable[[Signal, Signal], bool]  # can two faults of one thing be one event?
     needs_repair: Callable[
         [Sequence[Signal]], bool
     ]  # does silence prove nothing, because the fault stays until repaired?
@@ -120,6 +121,10 @@ class Record:
     def heads(self) -> Iterator[Signal]:
         """One signal of each key, the earliest; ends of states left out."""
         return (kept[0] for key, kept in self.keys.items() if key.phase is not Phase.ENDED)
+
+    def fault_heads(self) -> Iterator[Signal]:
+        """The earliest of each key that is a fault."""
+        return (head for head in self.heads() if head.id not in self.circumstances)
 
     def add(self, signal: Signal, *, fault: bool, heard_us: int = 0, key: Key | None = None) -> None:
         """Take a signal in, and fold one of its like where too many are kept."""

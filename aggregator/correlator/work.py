@@ -64,6 +64,7 @@ def rules_of(catalog: Catalog | None = None) -> RuleBook:
     return RuleBook(
         is_fault=lambda signal: packaged.is_fault(signal, context.catalog),
         explains=packaged.explains,
+        kin=packaged.kin,
         needs_repair=lambda signals: packaged.judge(signals, context).severity is Severity.CRITICAL,
     )
 

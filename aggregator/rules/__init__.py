@@ -5,7 +5,7 @@ from aggregator.rules.context import Context
 from aggregator.rules.engine import judge, rules_version
 from aggregator.rules.log import LogReader, read_log
 from aggregator.rules.reader import read
-from aggregator.rules.relations import explains, is_fault
+from aggregator.rules.relations import explains, is_fault, kin
 
 VERSION = rules_version(load())
 
@@ -18,6 +18,7 @@ __all__ = [
     "explains",
     "is_fault",
     "judge",
+    "kin",
     "load",
     "read",
     "read_log",

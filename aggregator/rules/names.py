@@ -44,13 +44,16 @@ class Names:
 
     def resolved(self, signals: Iterable[Signal]) -> tuple[Signal, ...]:
         """Signals with the address and UUID of their GPU, where the text gave them anywhere."""
-        return tuple(self._resolve(signal) for signal in signals if not self._about_nobody_knows_what(signal))
+        told = (self._told_apart(signal) for signal in signals)
+        return tuple(self._resolve(signal) for signal in told if signal is not None)
 
-    def _about_nobody_knows_what(self, signal: Signal) -> bool:
-        """A link's speed matters where it is a GPU's: the line does not say, another one may."""
+    def _told_apart(self, signal: Signal) -> Signal | None:
+        """A link's speed matters where it is a GPU's: the line does not say, another one may. None where none does."""
         if signal.kind != "pcie_gpu_degraded" or signal.attributes.get("device") != "unknown":
-            return False
-        return (signal.node, signal.pci or "") not in self._gpus
+            return signal
+        if (signal.node, signal.pci or "") not in self._gpus:
+            return None
+        return replace(signal, attributes={**signal.attributes, "device": "gpu"})
 
     def _resolve(self, signal: Signal) -> Signal:
         pci = signal.pci or self._behind_port(signal) or self._address(signal)

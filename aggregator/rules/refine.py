@@ -257,9 +257,29 @@ def _other_device(signal: Signal, entry: Entry) -> Entry:
     return replace(entry, severity=Severity.WARNING, resolutions=(Resolution.INVESTIGATE, Resolution.CHECK_MECHANICALS))
 
 
+def _nic(signal: Signal, entry: Entry) -> Entry:
+    """A link or an adapter that failed is worth a visit; what else an adapter reports is worth a record."""
+    if signal.attributes.get("event") not in ("link_down", "health"):
+        return entry
+    return replace(
+        entry,
+        severity=Severity.WARNING,
+        resolutions=(Resolution.CHECK_MECHANICALS, Resolution.INVESTIGATE, Resolution.MONITOR),
+        weight=max(entry.weight, 34),
+        note="Check the cable, the module and the switch port; jobs that use this network may hang or fail with it.",
+    )
+
+
 def _cuda_error(signal: Signal, entry: Entry) -> Entry:
     """An uncorrectable ECC error that a program was told of is a memory fault, whoever tells it."""
     error = str(signal.attributes.get("error") or "").lower()
+    if "out of memory" in error.replace("_", " "):
+        return replace(
+            entry,
+            severity=Severity.INFO,
+            resolutions=(Resolution.FIX_APP, Resolution.CONFIG_CHANGE, Resolution.RESTART_APP),
+            note="A program asked for more memory than the GPU had free; many programs catch this and go on.",
+        )
     if "ecc" not in error or "uncorrectable" not in error:
         return entry
     return replace(
@@ -288,5 +308,6 @@ _REFINEMENTS: Mapping[tuple[str, int | None], Callable[[Signal, Entry], Entry]] 
     ("thermal_margin_violation", None): _margin,
     ("cuda_error", None): _cuda_error,
     ("pcie_error_other_device", None): _other_device,
+    ("nic_event", None): _nic,
     **{("xid", code): _nvlink5 for code in range(144, 151)},
 }

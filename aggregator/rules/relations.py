@@ -161,6 +161,13 @@ def _job_effect(signal: Signal) -> bool:
     return signal.kind in JOB_TRACES or (signal.kind == "xid" and signal.code == 45)
 
 
+def _cut_off(signal: Signal) -> bool:
+    """The node lost a network, or the adapter to it."""
+    if signal.kind == "nic_event":
+        return signal.attributes.get("event") in ("link_down", "health")
+    return signal.kind == "infiniband_port_down"
+
+
 def _strong(signal: Signal) -> bool:
     """A fault of a device that kills the job on it, and with it the job's other processes."""
     return _lost(signal) or _firmware(signal) or _link_effect(signal) or _xid(MEMORY_XIDS)(signal)
@@ -177,8 +184,8 @@ _RELATIONS: tuple[tuple[_Test, _Test], ...] = (
     (_firmware, lambda s: s.kind in HANG_TRACES),
     (lambda s: s.kind in HANG_TRACES, _firmware),  # NVML may stall before the driver's own timeout is printed
     (_strong, _job_effect),
-    (lambda s: s.kind in DISK_KINDS or s.kind in NETWORK_KINDS, lambda s: s.kind == "hung_task"),
-    (lambda s: s.kind in NETWORK_KINDS, lambda s: s.kind == "nccl_error"),
+    (lambda s: s.kind in DISK_KINDS or _cut_off(s), lambda s: s.kind == "hung_task"),
+    (lambda s: _cut_off(s), lambda s: s.kind == "nccl_error"),
     (lambda s: s.kind == "host_power_event", lambda s: _lost(s) or s.kind in POWER_EFFECTS),
     (lambda s: s.kind in HOST_KINDS, lambda s: True),
     (lambda s: s.kind in DRIVER_CHANGES, lambda s: s.kind in DRIVER_TRACES),

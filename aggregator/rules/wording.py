@@ -137,6 +137,8 @@ def place(reading: Reading) -> str:
     if signal.pci or signal.gpu_uuid:
         mig = f" (MIG {signal.mig})" if signal.mig else ""
         return f"GPU {signal.pci or signal.gpu_uuid}{mig}"
+    if signal.attributes.get("bdf"):
+        return f"Device {signal.attributes['bdf']}"
     return f"Node {signal.node}" if signal.node else "The node"
 
 

@@ -37,7 +37,8 @@ def _explains(cause: Signal, effect: Signal) -> bool:
 RULES = RuleBook(
     is_fault=lambda signal: signal.kind not in CONTEXT,
     explains=_explains,
-    needs_repair=lambda signals: any(signal.code in (48, 79) for signal in signals),
+    kin=lambda one, other: one.kind == other.kind or "io_error" not in (one.kind, other.kind),
+    needs_repair=lambda signals: any(signal.code in (48, 79) or signal.kind == "nvml_gpu_lost" for signal in signals),
 )
 _seq = count(1)
 

@@ -32,6 +32,15 @@ def test_the_first_fact_opens_at_once_and_later_ones_revise(desk: Desk) -> None:
         pytest.param([signal(48, 0, 0), signal(48, 1, 100)], 2, id="one fault on two GPUs, not at once"),
         pytest.param([began("nvml_hung", None, 0), signal(119, 6, 5)], 1, id="a hang, then its cause"),
         pytest.param([signal("soft_lockup", None, 0), signal("hung_task", None, 5)], 1, id="two facts about the node"),
+        pytest.param([signal("soft_lockup", None, 0), signal("io_error", None, 5)], 2, id="two facts about the node that cannot be one event"),
+        pytest.param([signal("io_error", 3, 0), signal(13, 3, 5)], 2, id="two facts about a GPU that cannot be one event"),
+        pytest.param([signal("io_error", 3, 0), signal(13, 3, 1_000)], 2, id="nor can they after the burst"),
+        pytest.param([signal("row_remap_pending", 3, 0), signal(13, 3, 10_000)], 2, id="a fault while a repair waits quietly"),
+        pytest.param([signal("row_remap_pending", 3, 0), signal("row_remap_pending", 3, 400_000)], 1, id="a state that is told again"),
+        pytest.param(
+            [signal("nic_event", None, at, attributes={"bdf": f"0000:b{at}:00.0"}) for at in (1, 9)], 1, id="one fault on two adapters"
+        ),
+        pytest.param([signal("nic_event", None, 0, attributes={"bdf": "0000:b1:00.0"}), signal("soft_lockup", None, 5)], 2, id="an adapter and the node"),
         pytest.param([signal("soft_lockup", None, 0), signal(13, 0, 5)], 2, id="the node and a GPU, unrelated"),
         pytest.param(
             [signal("sxid", None, at, code=24007, pci="0000:87:00.0") for at in (0, 1)], 1, id="two reports of one switch"

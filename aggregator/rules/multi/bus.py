@@ -122,6 +122,7 @@ def degraded_link(burst: Burst, _: Context) -> Finding | None:
         resolutions=(Resolution.CHECK_MECHANICALS, Resolution.RUN_DIAG, Resolution.MONITOR),
         confidence=0.75 if narrow else 0.5,
         cause=cause,
+        explanation="Lanes are missing: that is no power saving." if narrow else "",
         open_questions=() if narrow else ("Was the GPU under load? An idle link lowers its speed on purpose.",),
         do_not=(Resolution.RMA,),
     )

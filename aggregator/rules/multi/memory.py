@@ -146,14 +146,14 @@ def restarted_since(burst: Burst, _: Context) -> Finding | None:
 
 
 def remap_recorded(burst: Burst, _: Context) -> Finding | None:
-    """The driver recorded a remap and nothing else is known to wait or to fail: a record, not a fault."""
+    """The driver recorded a remap and nothing else is known to wait or to fail: nothing is lost, and a reset is to be planned."""
     cause = burst.of("xid", 63)
     if not cause or others(burst, (*cause, *_told_by(burst, cause))):
         return None
     return Finding(
         rule_id="memory/remap_recorded",
         priority=70,
-        severity=Severity.INFO,
+        severity=Severity.WARNING,
         fault_class=FaultClass.MEMORY,
         action=Action.NONE,
         resolutions=(Resolution.MONITOR, Resolution.RESET_GPU),
