@@ -22,6 +22,9 @@ from starlette.applications import Starlette
 from aggregator import rules
 from aggregator.correlator import Windows
 from aggregator.identity import Authenticator, IdentityUnusable, LocalTrust, TokensFile
+from aggregator.investigator.assembly import Investigator, InvestigatorUnusable, assemble
+from aggregator.investigator.sources import Registry
+from aggregator.investigator.work import own_node
 from aggregator.outputs import Target
 from aggregator.outputs.courier import Couriers
 from aggregator.outputs.endpoints import Endpoint, EndpointsUnusable, read_endpoints
@@ -98,10 +101,12 @@ async def _serve(
     context = rules.Context(catalog=catalog)
     pipeline = Pipeline(store, outputs, metrics, Windows(), context, couriers.routes)
     pipeline.on_posted = couriers.wake
+    investigator = _investigator(settings, pipeline, metrics, context)
     presence = Presence(pipeline, sessions, metrics, silent_seconds=settings.agent_silent_seconds)
     server = Server(
         pipeline, sessions, presence, authenticator, metrics, limits=Limits(), cluster=settings.cluster_name
     )
+    server.questions.investigator = investigator.queue if investigator else None
     pages = _http("HTTP_ADDRESS", settings.http_address, create_app(store, authenticator), settings)
     measured = _http("METRICS_ADDRESS", settings.metrics_address, probes(registry, lambda: store.refusal))
     with _naming("GRPC_ADDRESS", AddressInUse):
@@ -121,6 +126,8 @@ async def _serve(
                 group.create_task(presence.watch()),
                 group.create_task(trim(store, settings.retention_days, settings.retention_bytes)),
             ]
+            if investigator is not None:
+                working.append(group.create_task(investigator.run()))
             await stop.wait()
             log.info("stopping")
             await server.stop(GRACE_SECONDS)
@@ -130,6 +137,19 @@ async def _serve(
                 http.stop()
     finally:
         await server.stop(0)
+
+
+def _investigator(
+    settings: Settings, pipeline: Pipeline, metrics: Metrics, context: rules.Context
+) -> Investigator | None:
+    if settings.llm_api == "none":
+        return None
+    try:
+        made = assemble(settings, pipeline.store, metrics, context, Registry.of(), own_node, pipeline.join_outcomes)
+    except InvestigatorUnusable as error:
+        raise StartRefused(f"{PREFIX}{error}") from error
+    pipeline.on_judged = made.queue.note
+    return made
 
 
 def _http(variable: str, address: Address, app: Starlette, tls: Settings | None = None) -> HttpServer:
@@ -180,7 +200,6 @@ def _warn_of_what_is_not_there(settings: Settings) -> None:
     asked = (
         ("ACTION_MODE", settings.action_mode, settings.action_mode != "recommend"),
         ("KUBERNETES", settings.kubernetes, settings.kubernetes == "on"),
-        ("LLM_API", settings.llm_api, settings.llm_api != "none"),
     )
     for name, value, without_effect in asked:
         if without_effect:
@@ -206,6 +225,7 @@ def _log_banner(settings: Settings, catalog: rules.Catalog, grpc_port: int, metr
         cooldown_seconds=settings.cooldown_seconds,
         max_actions_per_hour=settings.max_actions_per_hour,
         llm_api=settings.llm_api,
+        investigate=settings.investigate,
         prometheus_url=without_credentials(settings.prometheus_url),
         alertmanager_url=without_credentials(settings.alertmanager_url),
         retention_days=settings.retention_days,

@@ -168,9 +168,7 @@ class Queue:
         """After a start: what a crash cut off begins anew, or, where that happened before, ends without a finding."""
         again, given_up = await self._store.write(partial(investigations.interrupted, most_attempts=2))
         for job in given_up:
-            await self._end(
-                job, Outcome(_without_finding(job, "interrupted: the aggregator ended while it ran, twice"))
-            )
+            await self._end(job, Outcome(degraded(job, "interrupted: the aggregator ended while it ran, twice")))
         if again or given_up:
             log.warning("investigations_interrupted", again=len(again), given_up=len(given_up))
 
@@ -217,7 +215,7 @@ class Queue:
         if job.attempts:
             await self._store.write(partial(investigations.postpone, job_id=job.id, due_us=later_us))
         else:
-            await self._end(job, Outcome(_without_finding(job, f"budget: {reason}")), again_us=later_us)
+            await self._end(job, Outcome(degraded(job, f"budget: {reason}")), again_us=later_us)
         return False
 
     async def _run_one(self, job: Job) -> None:
@@ -238,7 +236,7 @@ class Queue:
             return await self._run(job, incident, assessment, self._tell)
         except Exception:
             log.exception("investigation_failed", investigation=job.id, incident=job.incident_id)
-            return Outcome(_without_finding(job, "internal: the investigator failed, see the aggregator's log"))
+            return Outcome(degraded(job, "internal: the investigator failed, see the aggregator's log"))
 
     async def _end(self, job: Job, outcome: Outcome, again_us: int | None = None) -> None:
         """Record an outcome, queue the next attempt where there is one, and have it joined."""
@@ -294,7 +292,8 @@ def _is_over(incident: Incident, job: Job) -> bool:
     return job.priority != BY_HAND and (bool(incident.fleet_id) or incident.state is IncidentState.RESOLVED)
 
 
-def _without_finding(job: Job, reason: str) -> Investigation:
+def degraded(job: Job, reason: str, model: str = "") -> Investigation:
+    """An investigation that found nothing, and why."""
     now_us = _now_us()
     return Investigation(
         id=job.id,
@@ -302,7 +301,7 @@ def _without_finding(job: Job, reason: str) -> Investigation:
         basis=job.basis,
         stop=StopReason.DEGRADED,
         reason=reason,
-        model="",
+        model=model,
         started_us=job.started_us or now_us,
         ended_us=now_us,
     )

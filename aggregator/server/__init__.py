@@ -69,8 +69,8 @@ class Server:
         self._health = health.aio.HealthServicer()
         agents = AgentService(pipeline, sessions, authenticator, limits, cluster)
         agent_pb2_grpc.add_AgentServiceServicer_to_server(agents, self._server)
-        questions = SentinelService(pipeline, sessions, presence, authenticator)
-        sentinel_pb2_grpc.add_SentinelServiceServicer_to_server(questions, self._server)
+        self.questions = SentinelService(pipeline, sessions, presence, authenticator)
+        sentinel_pb2_grpc.add_SentinelServiceServicer_to_server(self.questions, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [service.full_name for service in SERVICES]
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)

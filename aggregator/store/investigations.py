@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, select, update
 
 from aggregator.model import Investigation
-from aggregator.store.schema import investigations, transcripts
+from aggregator.store.schema import insert, investigations, transcripts
 from aggregator.store.serial import dump_investigation, load_investigation
 
 QUEUED, RUNNING, DROPPED = "queued", "running", "dropped"
@@ -298,14 +298,14 @@ def get(
 
 
 def record(connection: Connection, investigation_id: str, first: int, entries: Iterable[TranscriptEntry]) -> None:
-    """Append to a transcript; `first` is the number of entries before."""
+    """Append to a transcript; `first` is the number of entries before. What is there already stays."""
     rows = [
         {"investigation_id": investigation_id, "number": first + position}
         | {name: getattr(entry, name) for name in TranscriptEntry.__dataclass_fields__}
         for position, entry in enumerate(entries)
     ]
     if rows:
-        connection.execute(insert(transcripts), rows)
+        connection.execute(insert(transcripts).on_conflict_do_nothing(), rows)
 
 
 def _entry(row: RowMapping) -> TranscriptEntry:
