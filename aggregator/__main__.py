@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import ssl
 import sys
@@ -38,7 +39,7 @@ from aggregator.server.agents import Limits
 from aggregator.server.http import HttpServer, probes
 from aggregator.server.presence import Presence
 from aggregator.server.sessions import Sessions
-from aggregator.settings import PREFIX, Address, Settings, SettingsError, without_credentials
+from aggregator.settings import PREFIX, Address, Settings, SettingsError, misspelt, without_credentials
 from aggregator.store import Store, StoreUnusable
 from aggregator.store.retention import trim
 from aggregator.web import create_app
@@ -58,6 +59,8 @@ def main() -> int:
     try:
         settings = Settings.from_environment()
         _log_json(settings.log_level)
+        for name, near in misspelt(os.environ).items():
+            log.warning("variable_unknown", variable=name, did_you_mean=near or None, why="nothing reads it")
         asyncio.run(serve(settings))
     except (SettingsError, StartRefused) as error:
         sys.stderr.write(f"{error}\n")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -38,6 +39,15 @@ WATCHED_CONDITIONS = (
 )
 LOCAL_NAMES = ("localhost", "ip6-localhost")
 LLM_HOSTS = {"anthropic": "https://api.anthropic.com", "openai": "https://api.openai.com"}
+
+# The agent's own: an environment made for both is no mistake. A test holds them against its settings.
+AGENT_VARIABLES = frozenset(
+    (
+        "DCGM_EXPORTER_URL", "EXPECTED_GPUS", "KMSG_PATH", "NODE_NAME", "NVML", "POD_RESOURCES_SOCKET", "PROC_ROOT", "SYSFS_ROOT"
+    )
+)  # fmt: skip
+# What a kubelet puts into every container beside a Service whose name begins as ours do.
+SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_\w+)")
 
 
 class SettingsError(Exception):
@@ -261,6 +271,14 @@ class Client(_Environment):
                 f"({PREFIX}INSECURE=true allows that)"
             )
         return self
+
+
+def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables with our prefix that are nobody's, and for each the known one most like it; empty where none is."""
+    known = {name.upper() for name in (*Settings.model_fields, *Client.model_fields)} | AGENT_VARIABLES
+    said = {name.removeprefix(PREFIX): name for name in sorted(environ) if name.startswith(PREFIX)}
+    unknown = [name for name in said if name not in known and not SERVICE_LINK.fullmatch(name)]
+    return {said[name]: "".join(PREFIX + near for near in get_close_matches(name, known, n=1)) for name in unknown}
 
 
 def without_credentials(url: str) -> str:

@@ -35,7 +35,7 @@ from node_agent.identity import AGENT_VERSION, Identity, read_boot_id, read_kern
 from node_agent.logs import log_to_stderr
 from node_agent.probes import Probes
 from node_agent.query_socket import LONGEST_YIELD_SECONDS, SocketInUse
-from node_agent.settings import SOCKET_NAME, Settings, SettingsError, read_state_dir
+from node_agent.settings import SOCKET_NAME, Settings, SettingsError, misspelt, read_state_dir
 from node_agent.signals import stop_on_signals
 from node_agent.sources import Sources
 from node_agent.spool import Spool, SpoolInUse
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return ask_to_yield(read_state_dir(os.environ) / SOCKET_NAME, options.yield_seconds or 0)
         settings = Settings.from_environment(os.environ)
         log_to_stderr(settings.log_level)
+        for line in misspelt(os.environ):
+            log.warning(line)
         asyncio.run(_run(settings))
     except SettingsError as error:
         sys.stderr.write(f"gcm-sentinel agent: {error}\n")

@@ -10,8 +10,8 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
@@ -26,6 +26,19 @@ T = TypeVar("T")
 _NODE_NAME = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
 )  # what the aggregator takes; Kubernetes allows less
+
+# The aggregator's own, and its commands': an environment made for both is no mistake. A test holds them against its settings.
+AGGREGATOR_VARIABLES = frozenset(
+    """
+    ACTION_MODE AGENT_SILENT_SECONDS ALERTMANAGER_URL API_KEY CLUSTER_NAME COOLDOWN_SECONDS DATABASE_URL GRPC_ADDRESS HOURLY_TOKENS
+    HOURLY_USD HTTP_ADDRESS INVESTIGATE INVESTIGATIONS_AT_ONCE INVESTIGATION_SECONDS INVESTIGATION_TOKENS INVESTIGATION_USD
+    KUBERNETES LLM_API LLM_BASE_URL MAX_ACTIONS_PER_HOUR MAX_TOOL_OUTPUT MAX_TOOL_ROUNDS MODEL MODELS_FILE NODE_ALLOWLIST
+    OUTPUTS_OFF PAGES_URL PROMETHEUS_URL RETENTION_BYTES RETENTION_DAYS RULES_OVERLAY SYSTEM_PROMPT_PATH TLS_CERT_FILE TLS_KEY_FILE
+    TOKENS_FILE WATCH_CONDITIONS WEBHOOKS_FILE WEBHOOK_URL
+    """.split()
+)
+# What a kubelet puts into every container beside a Service whose name begins as ours do.
+_SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_\w+)")
 
 
 class SettingsError(Exception):
@@ -106,6 +119,19 @@ class Settings:
                 f"{self.aggregator_address} is not on this machine and {PREFIX}TLS_CA_FILE is not set: evidence and token would "
                 f"travel in plaintext; set {PREFIX}TLS_CA_FILE, or {PREFIX}INSECURE=true if the network is trusted",
             )
+
+
+def misspelt(environ: Mapping[str, str]) -> Iterator[str]:
+    """A line for each variable with our prefix that is nobody's, with the known one most like it."""
+    known = {field.name.upper() for field in fields(Settings)} | AGGREGATOR_VARIABLES
+    for name in sorted(environ):
+        said = name.removeprefix(PREFIX)
+        if said == name or said in known or _SERVICE_LINK.fullmatch(said):
+            continue
+        from difflib import get_close_matches  # rarely needed, and memory on every node
+
+        meant = "".join(f"; did you mean {PREFIX}{near}?" for near in get_close_matches(said, known, n=1))
+        yield f"{name} is no variable of gcm-sentinel and is ignored{meant}"
 
 
 def read_state_dir(environ: Mapping[str, str]) -> Path:

@@ -36,6 +36,14 @@ def lines(aggregator: ScriptedAggregator) -> list[str]:
     return list(stored.values())
 
 
+async def test_a_misspelt_variable_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    async with AgentProcess(tmp_path, "127.0.0.1:1", EXPECTED_GPU="8") as agent:
+        line = await agent.logged("GCM_SENTINEL_EXPECTED_GPU is no variable")
+        assert line["level"] == "warning"
+        assert "did you mean GCM_SENTINEL_EXPECTED_GPUS?" in line["message"]
+        await agent.logged("metrics and probes on port")
+
+
 async def test_a_kernel_line_reaches_the_aggregator_in_milliseconds(
     aggregator: ScriptedAggregator, tmp_path: Path
 ) -> None:

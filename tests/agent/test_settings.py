@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.settings import Settings, SettingsError
+from node_agent.settings import Settings, SettingsError, misspelt
 
 TLS = {"TLS_CA_FILE": __file__}
 
@@ -87,6 +87,28 @@ def test_plaintext_is_allowed_on_this_machine(address: str) -> None:
 @pytest.mark.parametrize("allowance", [TLS, {"INSECURE": "true"}], ids=["tls", "by name"])
 def test_an_aggregator_elsewhere_needs_tls_or_an_allowance(allowance: dict[str, str]) -> None:
     assert settings(AGGREGATOR_ADDRESS="aggregator:50051", **allowance).aggregator_address == "aggregator:50051"
+
+
+SERVICE_LINKS = {  # what a kubelet sets beside a Service
+    "GCM_SENTINEL_AGGREGATOR_SERVICE_HOST": "10.0.0.1",
+    "GCM_SENTINEL_AGGREGATOR_SERVICE_PORT_GRPC": "50051",
+    "GCM_SENTINEL_PORT": "tcp://10.0.0.1:50051",
+    "GCM_SENTINEL_PORT_50051_TCP_ADDR": "10.0.0.1",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("GCM_SENTINEL_NODENAME", "; did you mean GCM_SENTINEL_NODE_NAME?"),
+        ("GCM_SENTINEL_RETENTION_DAY", "; did you mean GCM_SENTINEL_RETENTION_DAYS?"),
+        ("GCM_SENTINEL_XYZZY", ""),
+    ],
+)
+def test_a_misspelt_variable_is_told_with_the_one_it_is_most_like(name: str, near: str) -> None:
+    known = {"GCM_SENTINEL_NODE_NAME": "n", "GCM_SENTINEL_TOKENS_FILE": "the aggregator's", "PATH": "/bin"}
+    (line,) = misspelt({name: "1", **known, **SERVICE_LINKS})
+    assert line == f"{name} is no variable of gcm-sentinel and is ignored{near}"
 
 
 def busy_port() -> tuple[socket.socket, str]:

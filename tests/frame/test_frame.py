@@ -92,15 +92,29 @@ def test_the_distribution_has_one_console_script_and_three_extras() -> None:
     assert set(project["optional-dependencies"]) == {"agent", "aggregator", "dev"}
 
 
-@pytest.mark.parametrize("source", ["aggregator/settings.py", "node_agent/settings.py"])
-def test_the_settings_page_names_every_variable(source: str) -> None:
+def agent_variables() -> set[str]:
+    return set(re.findall(r'read\("([A-Z_]+)"', (ROOT / "node_agent/settings.py").read_text())) | {"STATE_DIR"}
+
+
+def aggregator_variables(*readers: str) -> set[str]:
+    from aggregator import settings
+
+    return {name.upper() for reader in readers for name in getattr(settings, reader).model_fields}
+
+
+@pytest.mark.parametrize("names", [agent_variables(), aggregator_variables("Settings")], ids=["agent", "aggregator"])
+def test_the_settings_page_names_every_variable(names: set[str]) -> None:
     """docs/configuration.md and the code name the same variables."""
     page = (ROOT / "docs/configuration.md").read_text()
-    if source.startswith("aggregator"):
-        from aggregator.settings import Settings
-
-        names = {name.upper() for name in Settings.model_fields}
-    else:
-        names = set(re.findall(r'read\("([A-Z_]+)"', (ROOT / source).read_text())) | {"STATE_DIR"}
     assert len(names) > 10
     assert not [name for name in names if f"`{name}`" not in page]
+
+
+def test_each_process_knows_the_other_ones_variables() -> None:
+    """They cannot import each other; neither may take the other's variable for a misspelt one of its own."""
+    from aggregator.settings import AGENT_VARIABLES
+    from node_agent.settings import AGGREGATOR_VARIABLES
+
+    agent, aggregator = agent_variables(), aggregator_variables("Settings", "Client")
+    assert agent - aggregator == AGENT_VARIABLES
+    assert aggregator - agent == AGGREGATOR_VARIABLES

@@ -361,6 +361,16 @@ def test_what_make_run_says_to_try_next_works() -> None:
         assert list(Path(short).iterdir()) == []
 
 
+def test_a_misspelt_variable_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    process = AggregatorProcess(tmp_path, RETENTION_DAY="7")
+    process.start()
+    process.wait_ready()
+    process.stop()
+    records = [json.loads(line) for line in (tmp_path / "serve.log").read_text().splitlines()]
+    said = [(one["variable"], one["did_you_mean"]) for one in records if one["event"] == "variable_unknown"]
+    assert said == [("GCM_SENTINEL_RETENTION_DAY", "GCM_SENTINEL_RETENTION_DAYS")]
+
+
 def test_a_setting_that_nothing_acts_on_is_said_to_be_without_effect(tmp_path: Path) -> None:
     """Asking for actions that this version cannot take is no error, and is not silent."""
     process = AggregatorProcess(tmp_path, ACTION_MODE="execute")

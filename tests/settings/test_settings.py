@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from aggregator.settings import WATCHED_CONDITIONS, Address, Client, Settings, SettingsError, without_credentials
+from aggregator.settings import (
+    WATCHED_CONDITIONS,
+    Address,
+    Client,
+    Settings,
+    SettingsError,
+    misspelt,
+    without_credentials,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +227,26 @@ def test_a_client_does_not_send_its_token_in_plaintext_over_a_network(
     monkeypatch.setenv("GCM_SENTINEL_AGGREGATOR_ADDRESS", "aggregator:50051")
     with pytest.raises(SettingsError, match=r"^GCM_SENTINEL_TLS_CA_FILE: "):
         Client.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("GCM_SENTINEL_RETENTION_DAY", "GCM_SENTINEL_RETENTION_DAYS"),
+        ("GCM_SENTINEL_KMSG", "GCM_SENTINEL_KMSG_PATH"),
+        ("GCM_SENTINEL_XYZZY", ""),
+    ],
+)
+def test_a_misspelt_variable_is_told_with_the_one_it_is_most_like(name: str, near: str) -> None:
+    """Those of the agent, of the commands, and what a kubelet sets beside a Service, are known."""
+    known = {
+        "GCM_SENTINEL_STATE_DIR": "/data",
+        "GCM_SENTINEL_TOKEN_FILE": "/token",
+        "GCM_SENTINEL_NODE_NAME": "n",
+        "GCM_SENTINEL_AGGREGATOR_SERVICE_HOST": "10.0.0.1",
+        "GCM_SENTINEL_AGGREGATOR_SERVICE_PORT_GRPC": "50051",
+        "GCM_SENTINEL_PORT": "tcp://10.0.0.1:50051",
+        "GCM_SENTINEL_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "PATH": "/bin",
+    }
+    assert misspelt({name: "1", **known}) == {name: near}
