@@ -1,8 +1,10 @@
-"""An incident becomes an assessment: the rules' verdict, a revision number, and no revision where a reader would see no change.
+"""An incident becomes an assessment: the rules' verdict, joined with an investigation's opinion where there is one, a revision
+number, and no revision where a reader would see no change.
 
 Pure. While an incident is open its assessment says what the rules say; once it is resolved, a closing revision says so and keeps
 the verdict as the record of what it was. Whatever a signal holds, there is an assessment: if the rule engine fails on an incident,
-the assessment is marked degraded, and says to investigate.
+the assessment is marked degraded, and says to investigate. An investigation that was asked about another state of the incident
+than the present one is ignored: `basis_of` tells.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from aggregator import rules
+from aggregator.assessor.join import join
 from aggregator.model import (
     Action,
     Assessment,
@@ -23,6 +26,7 @@ from aggregator.model import (
     Resolution,
     Severity,
     Signal,
+    StopReason,
     Verdict,
 )
 from aggregator.rules.context import EMPTY
@@ -50,31 +54,65 @@ def assess(
     the catalog alone: GPU model and driver version, the number of the node's GPUs (both in its snapshot) and the codes of this
     GPU's earlier incidents are known to the store, and whoever reads those beside an incident hands them in here.
     """
-    context = replace(context, planned_state=incident.held_because)
-    verdict, degraded_reason = _judged(incident, context, judge)
-    if incident.subject.kind == "fleet" and incident.signals:
-        verdict = _of_fleet(incident, verdict)
-    if incident.state is IncidentState.RESOLVED:
-        verdict = replace(verdict, summary=f"{_closing(incident)} {verdict.summary}".strip())
-    if previous is not None and _reads_like(verdict, previous.verdict, incident):
-        return None
-    revision = previous.revision + 1 if previous else 1
-    return Assessment(
-        id=f"{incident.id}/{revision}",
+    verdict, degraded_reason = judged(incident, context, judge)
+    made = Assessment(
+        id="",
         incident_id=incident.id,
         node=incident.subject.node,
-        revision=revision,
+        revision=previous.revision + 1 if previous else 1,
         created_us=now_us,
         verdict=verdict,
         degraded_reason=degraded_reason,
     )
+    if investigation is not None and investigation.basis == basis_of(incident, verdict):
+        made = _with_investigation(made, incident, investigation)
+    if incident.state is IncidentState.RESOLVED:
+        summary = f"{_closing(incident)} {made.verdict.summary}".strip()
+        made = replace(made, verdict=replace(made.verdict, summary=summary))
+    if previous is not None and _reads_like(made, previous, incident):
+        return None
+    return replace(made, id=f"{incident.id}/{made.revision}")
+
+
+def judged(incident: Incident, context: rules.Context = EMPTY, judge: Judge = rules.judge) -> tuple[Verdict, str]:
+    """What the rules alone say of an incident, and why it is less than that; no reason where it is not."""
+    verdict, degraded_reason = _judged(incident, replace(context, planned_state=incident.held_because), judge)
+    if incident.subject.kind == "fleet" and incident.signals:
+        verdict = _of_fleet(incident, verdict)
+    return verdict, degraded_reason
 
 
 def basis_of(incident: Incident, verdict: Verdict) -> str:
-    """A digest of what an investigation is asked about: once it changes, what was found answers another question."""
-    codes = sorted({signal.name for signal in incident.signals})
-    question = [*codes, verdict.severity, verdict.fault_class, verdict.action, *verdict.rule_ids]
-    return hashlib.sha256("\n".join(question).encode()).hexdigest()[:16]
+    """A digest of what an investigation is asked about: which codes where, and which rules fired. Once it differs, an opinion is of
+    the past. The same for the rules' own verdict and for one that was joined with an opinion."""
+    codes = {f"{signal.name} {signal.node} {signal.pci or signal.gpu_uuid or ''}" for signal in incident.signals}
+    text = "\n".join((incident.id, *sorted(codes), *verdict.rule_ids))
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _with_investigation(made: Assessment, incident: Incident, investigation: Investigation) -> Assessment:
+    """The assessment with what an investigation found; where it found nothing, with why."""
+    made = replace(
+        made,
+        degraded_reason=made.degraded_reason or investigation.reason,
+        unchecked=investigation.unchecked,
+        investigation_id=investigation.id,
+        model=investigation.model,
+        cost_usd=investigation.spent.cost_usd,
+    )
+    if investigation.opinion is None or investigation.stop is StopReason.DEGRADED:
+        return replace(made, dropped_claims=investigation.dropped)
+    joined = join(incident, made.verdict, investigation, investigation.opinion)
+    return replace(
+        made,
+        verdict=joined.verdict,
+        origin="llm",
+        claims=joined.claims,
+        dropped_claims=joined.dropped,
+        counter_evidence=joined.counter_evidence,
+        disputed=joined.disputed,
+        partial=investigation.stop is StopReason.PARTIAL,
+    )
 
 
 def _judged(incident: Incident, context: rules.Context, judge: Judge) -> tuple[Verdict, str]:
@@ -137,10 +175,28 @@ def _closing(incident: Incident) -> str:
     return reasons.get(because, f"Resolved: {because}.")
 
 
-def _reads_like(verdict: Verdict, before: Verdict, incident: Incident) -> bool:
+def _reads_like(made: Assessment, before: Assessment, incident: Incident) -> bool:
     """Whether a reader would notice no difference. Counts that grow are none, nor is another citation of the same kind of fact:
     else a storm would publish with every line."""
-    return _shape(verdict) == _shape(before) and _cited(verdict, incident) <= _cited(before, incident)
+    return (
+        _shape(made.verdict) == _shape(before.verdict)
+        and _investigated(made) == _investigated(before)
+        and _cited(made.verdict, incident) <= _cited(before.verdict, incident)
+    )
+
+
+def _investigated(made: Assessment) -> tuple[object, ...]:
+    """What a reader sees of an investigation."""
+    return (
+        made.origin,
+        made.partial,
+        made.degraded_reason,
+        tuple((claim.role, claim.text) for claim in made.claims),
+        tuple((claim.role, claim.text, claim.dropped_because) for claim in made.dropped_claims),
+        made.counter_evidence,
+        made.disputed,
+        made.unchecked,
+    )
 
 
 def _shape(verdict: Verdict) -> tuple[object, ...]:
