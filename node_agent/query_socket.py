@@ -26,7 +26,6 @@ from node_agent.evidence import Snapshot
 from node_agent.spool import SpoolLog
 from node_agent.spool_query import (
     BadQuery,
-    Filter,
     as_stored,
     filter_of,
     page_offset,
@@ -34,6 +33,7 @@ from node_agent.spool_query import (
     page_token,
     read_evidence,
     read_page,
+    watch_filter_of,
 )
 from protos.v1 import evidence_pb2, sentinel_pb2, sentinel_pb2_grpc
 
@@ -170,7 +170,11 @@ class _Sentinel(sentinel_pb2_grpc.SentinelServiceServicer):
         self, request: sentinel_pb2.WatchEvidenceRequest, context: Context
     ) -> AsyncIterator[sentinel_pb2.WatchEvidenceResponse]:
         await self._expect_own_node(request.node, context)
-        events, wanted = self._questions.events, Filter(kinds=frozenset(request.kinds))
+        events = self._questions.events
+        try:
+            wanted = watch_filter_of(request)
+        except BadQuery as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         offset = events.end_offset
         await context.send_initial_metadata(())  # from here on nothing is missed, and the watcher knows it
         while True:

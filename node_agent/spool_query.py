@@ -65,6 +65,11 @@ def filter_of(request: sentinel_pb2.ListEvidenceRequest) -> Filter:
     )
 
 
+def watch_filter_of(request: sentinel_pb2.WatchEvidenceRequest) -> Filter:
+    """The request's filter. Raises BadQuery."""
+    return Filter(kinds=frozenset(request.kinds), gpu=_gpu_name(request.gpu))
+
+
 def page_size_of(requested: int) -> int:
     """The page size to use. Raises BadQuery."""
     if requested > MAX_PAGE_SIZE:

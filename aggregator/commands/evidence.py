@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _evidence(arguments: argparse.Namespace) -> Iterator[sentinel_pb2.StoredEvidence]:
     with connect() as (stub, metadata):
-        watch = sentinel_pb2.WatchEvidenceRequest(node=arguments.node, kinds=arguments.kind)
+        watch = sentinel_pb2.WatchEvidenceRequest(node=arguments.node, kinds=arguments.kind, gpu=arguments.gpu)
         following = stub.WatchEvidence(watch, metadata=metadata) if arguments.follow else ()
         request = sentinel_pb2.ListEvidenceRequest(
             node=arguments.node, kinds=arguments.kind, gpu=arguments.gpu, page_size=PAGE_SIZE

@@ -189,7 +189,8 @@ class SentinelService(Investigations, Records):
             self.authenticator.admit_reader(authorization(context))
         if self._watchers >= MAX_WATCHERS:
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_WATCHERS} watchers are open, the most allowed")
-        return EvidenceFilter(node=request.node, kinds=_bounded(request.kinds, "kinds"))
+        gpu_uuids, pcis = _gpu_names(request.gpu)
+        return EvidenceFilter(node=request.node, kinds=_bounded(request.kinds, "kinds"), gpu_uuids=gpu_uuids, pcis=pcis)
 
     def _nodes(self, connection: Connection, rows: list[queries.NodeRow]) -> list[sentinel_pb2.Node]:
         counts = queries.open_incident_counts(connection, [row.name for row in rows])
@@ -229,11 +230,11 @@ class SentinelService(Investigations, Records):
 
 
 def _count(connection: Connection, wanted: EvidenceFilter, after: int, up_to: int) -> int:
-    return queries.count_evidence(connection, wanted, after, up_to)
+    return queries.count_evidence(connection, _with_other_names(connection, wanted), after, up_to)
 
 
 def _next_rows(connection: Connection, wanted: EvidenceFilter, after: int) -> list[StoredRow]:
-    return queries.list_evidence(connection, wanted, after, WATCH_PAGE)
+    return queries.list_evidence(connection, _with_other_names(connection, wanted), after, WATCH_PAGE)
 
 
 T = TypeVar("T")
@@ -266,15 +267,14 @@ def _evidence_filter(request: sentinel_pb2.ListEvidenceRequest) -> EvidenceFilte
     until_us = _time_us(request.until, "until") if request.HasField("until") else None
     if since_us is not None and until_us is not None and until_us <= since_us:
         raise invalid("until is not after since")
-    pci = normalise_pci(request.gpu)
-    return EvidenceFilter(
-        node=request.node,
-        since_us=since_us,
-        until_us=until_us,
-        kinds=_bounded(request.kinds, "kinds"),
-        gpu_uuids=(request.gpu,) if request.gpu and not pci else (),
-        pcis=(pci,) if pci else (),
-    )
+    gpu_uuids, pcis = _gpu_names(request.gpu)
+    return EvidenceFilter(request.node, since_us, until_us, _bounded(request.kinds, "kinds"), gpu_uuids, pcis)
+
+
+def _gpu_names(gpu: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a GPU is asked for by: UUIDs, and PCI addresses in their normal form."""
+    pci = normalise_pci(gpu)
+    return ((), (pci,)) if pci else ((gpu,) if gpu else (), ())
 
 
 def _time_us(time: Timestamp, field: str) -> int:

@@ -233,6 +233,21 @@ async def test_watching_shows_what_comes_from_now_on(sentinel: SentinelServiceSt
     assert seen == ["6", "7", "8"]
 
 
+async def test_watching_one_gpu_shows_what_is_about_it(sentinel: SentinelServiceStub, node: Node) -> None:
+    call = sentinel.WatchEvidence(pb.WatchEvidenceRequest(gpu="0000:3b:00.0"))
+    await call.initial_metadata()
+    at_second(node, 1, gpu=GPU_1)
+    at_second(node, 2, gpu=GPU_0)
+    seen = await asyncio.wait_for(call.read(), 5)
+    call.cancel()
+    assert seen.evidence.evidence.occurred_at.seconds == 2
+
+
+async def test_watching_no_gpu_by_any_name_is_refused(sentinel: SentinelServiceStub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="gpu must be"):
+        await sentinel.WatchEvidence(pb.WatchEvidenceRequest(gpu="the first one")).read()
+
+
 async def test_one_node_with_its_snapshot(sentinel: SentinelServiceStub) -> None:
     response = await sentinel.GetNode(pb.GetNodeRequest(node="node-1"))
     assert (response.node.agent_version, response.snapshot.inventory.driver_version) == ("1.2.3", "570.1")

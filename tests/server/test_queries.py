@@ -225,6 +225,20 @@ async def test_a_watcher_sees_what_is_stored_from_now_on(faulty: Aggregator) -> 
     assert not any(message.skipped for message in seen)
 
 
+@pytest.mark.parametrize("gpu", ["11:00.0", "GPU-1"])
+async def test_a_watcher_of_one_gpu_sees_what_is_about_it_alone(gpu: str, faulty: Aggregator) -> None:
+    """Also by its UUID, which kernel lines do not know."""
+    async with asking(faulty) as stub, agent(faulty) as stream:
+        await stream.greet("gpu-1")
+        watch = stub.WatchEvidence(sentinel_pb2.WatchEvidenceRequest(node="gpu-1", gpu=gpu))
+        reading = asyncio.ensure_future(watch.read())
+        await asyncio.sleep(0.3)
+        await stream.deliver([xid(11, bus="12"), *lines(12, 3), xid(15, bus="11")])
+        seen = await asyncio.wait_for(reading, 5)
+        watch.cancel()
+    assert seen.evidence.evidence.seq == 15
+
+
 GRPCURL = shutil.which("grpcurl", path=str(Path(sys.executable).parent)) or shutil.which("grpcurl")
 
 
@@ -256,7 +270,7 @@ async def test_grpcurl_needs_no_proto_files(faulty: Aggregator) -> None:
         ("GetIncident", {"id": "none"}, "NotFound"),
         ("GetAssessment", {"id": "none"}, "NotFound"),
         ("CollectNow", {"node": "none"}, "Unavailable"),
-        ("Investigate", {"node": "gpu-1"}, "Unimplemented"),
+        ("Investigate", {"node": "gpu-1"}, "no model is configured"),
         ("ListEvidence", {"page_token": "bad"}, "InvalidArgument"),
     ],
 )

@@ -211,6 +211,26 @@ def test_evidence_is_shown_as_lines_and_as_json(aggregator: AggregatorProcess) -
     assert "nothing of node 'gpu-7'" in nothing.stderr
 
 
+def test_evidence_of_one_gpu_is_followed(aggregator: AggregatorProcess) -> None:
+    deliver(aggregator.address, [xid(1)])
+    following = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "evidence", "gpu-1", "--gpu", "3a:00.0", "--follow", "--json"],
+        env={**os.environ, "GCM_SENTINEL_AGGREGATOR_ADDRESS": aggregator.address},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert following.stdout is not None
+    try:
+        first = following.stdout.readline()  # it is listening now
+        deliver(aggregator.address, [xid(2, bus="5d"), xid(3)])
+        shown = [json.loads(line)["id"] for line in (first, following.stdout.readline())]
+    finally:
+        following.terminate()
+        following.wait()
+        following.stdout.close()
+    assert shown == ["gpu-1/kmsg/boot-a/1", "gpu-1/kmsg/boot-a/3"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "code", "named"),
     [
