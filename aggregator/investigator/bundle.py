@@ -6,7 +6,7 @@ Pure, and byte-stable: the same case always reads the same. Facts come one to an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from aggregator.investigator.case import Case, NodeFacts, Other
@@ -36,10 +36,7 @@ def build(case: Case, gate: Gate) -> Bundle:
     """Items of a case; every text has passed the gate."""
     unchecked = tuple(gate.leaving(line) for line in _unchecked(case))
     drafts = [*_facts(case), *_context(case)]
-    items = (
-        Item(draft.id, gate.admit(draft.title), gate.admit(draft.text), draft.trust, draft.evidence_id)
-        for draft in drafts
-    )
+    items = (replace(draft, title=gate.admit(draft.title), text=gate.admit(draft.text)) for draft in drafts)
     return Bundle(tuple(items), unchecked, gate.admit(_heading(case)))
 
 
@@ -94,7 +91,13 @@ def _fact(signal: Signal) -> str:
 
 
 def _context(case: Case) -> Iterator[Item]:
-    yield Item("r1", f"verdict of the rules, version {case.verdict.rules_version}", _verdict(case), Trust.CLUSTER)
+    yield Item(
+        "r1",
+        f"verdict of the rules, version {case.verdict.rules_version}",
+        _verdict(case),
+        Trust.CLUSTER,
+        conclusion=True,
+    )
     if case.node is not None:
         yield Item("n1", "the node, as its agent described it last", "\n".join(_node(case.node)), Trust.HARDWARE)
     yield Item(

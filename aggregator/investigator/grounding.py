@@ -72,7 +72,7 @@ def _claim(statement: Statement, shown: Shown, text: str, before: Sequence[Claim
 def _proved(shown: Shown, item_id: str, quote: str) -> Support:
     item = shown.get(item_id)
     assert item is not None
-    trust = Trust.TENANT if _is_program_name(item, quote) else item.trust
+    trust = Trust.TENANT if item.conclusion or _is_program_name(item, quote) else item.trust
     return Support(item.id, quote, trust, item.evidence_id, item.live)
 
 

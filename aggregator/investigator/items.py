@@ -22,6 +22,7 @@ class Item:
     evidence_id: str = ""  # the fact it shows
     live: bool = False  # read from the node for this investigation
     explains: bool = False  # from the catalog of codes: what it says of a code needs no other proof
+    conclusion: bool = False  # what this system concluded itself: repeated back it informs, and proves nothing
     asked: tuple[str, ...] = ()  # the words of the call it answers: repeated back they prove nothing
 
 

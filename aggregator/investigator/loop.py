@@ -50,7 +50,8 @@ GRACE_SECONDS = 5.0  # beyond a deadline, before whoever should have kept it is 
 
 log = structlog.get_logger(__name__)
 
-Report = Callable[[str, str, Spent], None]  # what is being done, the tool that is asked, what was used so far
+Report = Callable[[str, str, Spent], None]  # what is being done, the tools that are asked, what was used so far
+Count = Callable[[str, str], None]  # a call's tool and outcome, in bounded words, for metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,13 @@ async def investigate(
     *,
     record: Record = _ignore,
     report: Report = _ignore,
+    count: Count = _ignore,
     clock: Callable[[], float] = time.monotonic,
 ) -> Investigation:
     """Run one investigation to its end. Never raises, unless it is cancelled; takes `wall_seconds` and a few more at most."""
     started_us = time.time_ns() // 1000
     ledger = Ledger(task.budget, capabilities, clock)
-    run = _Run(task, backend, capabilities, ledger, record, report)
+    run = _Run(task, backend, capabilities, ledger, record, report, count)
     reason = ""
     try:
         async with asyncio.timeout(task.budget.wall_seconds + 2 * GRACE_SECONDS):
@@ -112,9 +114,10 @@ class _Run:
         ledger: Ledger,
         record: Record,
         report: Report,
+        count: Count,
     ) -> None:
         self._task, self._backend, self._capabilities = task, backend, capabilities
-        self._ledger, self._report = ledger, report
+        self._ledger, self._report, self._count = ledger, report, count
         self._shown = Shown(task.bundle.items)
         self._toolbox: Toolbox | None = None
         self._guard = Guard()
@@ -175,7 +178,9 @@ class _Run:
         task = self._task
         lines = [*task.bundle.unchecked, *(f"{name}: {missing[name]}" for name in sorted(missing))]
         if lines:
-            self._shown.add(Item("u1", "what cannot be checked now, and why", "\n".join(lines), Trust.CLUSTER))
+            self._shown.add(
+                Item("u1", "what cannot be checked now, and why", "\n".join(lines), Trust.CLUSTER, conclusion=True)
+            )
         for item in self._shown:
             self._transcript.item(item)
         frames = (task.gate.frame(item) for item in self._shown)
@@ -264,6 +269,8 @@ class _Run:
         self._ledger.asked_tools(len(answered))
         for answer in answered:
             self._transcript.asked(self._ledger.spent.rounds, answer)
+            outcome = answer.error or ("repeated" if answer.repeated else "answered")
+            self._count(answer.call.name if answer.call.name in known else "unknown", outcome)
         circle = self._guard.note(answered)
         last = f"it went round in circles: {circle}" if self._guard.strikes >= MAX_STRIKES else ""
         if self._ledger.spent.rounds >= self._task.budget.rounds:
