@@ -109,7 +109,7 @@ def said_failure(body: Mapping[str, Any], endpoint: Endpoint) -> Failure:
 
 
 def _of_connection(error: Exception, cause: BaseException | None) -> Failure:
-    what = type(cause or error)
+    what = type(error if isinstance(error, httpx2.TransportError) or cause is None else cause)
     if issubclass(what, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol):
         return Failure(FailureKind.UNREACHABLE, f"the endpoint cannot be reached ({what.__name__})", Again.LATER)
     if issubclass(what, httpx2.TimeoutException):

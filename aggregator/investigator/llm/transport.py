@@ -16,6 +16,9 @@ import httpx2
 from pydantic import SecretStr
 
 MAX_RESPONSE_BYTES = 16 * 2**20  # of one answer: 32,000 tokens streamed one by one are about 5 MiB
+MAX_LINE_BYTES = (
+    4 * 2**20
+)  # and of one line in it, which an SDK gathers before it looks: the largest holds a whole answer
 KEPT_HEADERS = frozenset({"host", "accept", "content-type", "content-length", "transfer-encoding", "anthropic-version"})
 PLACEHOLDER = "in-the-transport"  # the SDKs insist on a key: they never see the real one
 
@@ -80,11 +83,13 @@ class _Bounded(httpx2.AsyncByteStream):
         self._inner = inner
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = MAX_RESPONSE_BYTES
+        total = line = 0
         async for chunk in self._inner:
-            left -= len(chunk)
-            if left < 0:
-                raise TooMuch(f"the answer is longer than {MAX_RESPONSE_BYTES} bytes")
+            total += len(chunk)
+            newline = chunk.rfind(b"\n")
+            line = len(chunk) - newline - 1 if newline >= 0 else line + len(chunk)
+            if total > MAX_RESPONSE_BYTES or line > MAX_LINE_BYTES:
+                raise TooMuch(f"the answer is beyond {MAX_RESPONSE_BYTES} bytes, or {MAX_LINE_BYTES} in one line")
             yield chunk
 
     async def aclose(self) -> None:

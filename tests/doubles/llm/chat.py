@@ -52,27 +52,29 @@ def check(body: Json, memory: Memory) -> None:
     wanted = body.get("response_format", {}).get("json_schema", {})
     if wanted.get("strict"):
         check_schema(wanted.get("schema"), "response_format.json_schema.schema")
+    _check_results(body["messages"])
+    if body["messages"][-1]["role"] == "assistant":
+        raise Refusal("The conversation must end with a message of the user or a tool.", param="messages")
+
+
+def _check_results(messages: list[Json]) -> None:
     waiting: list[str] = []
-    for message in body["messages"]:
+    for message in [*messages, {"role": "end"}]:
         if message["role"] == "tool":
             if message["tool_call_id"] not in waiting:
-                raise Refusal(
-                    "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'.",
-                    param="messages",
-                )
+                orphan = "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'."
+                raise Refusal(orphan, param="messages")
             waiting.remove(message["tool_call_id"])
             continue
         if waiting:
             raise Refusal(
-                "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. The "
-                f"following tool_call_ids did not have response messages: {', '.join(waiting)}",
+                "An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. "
+                f"The following tool_call_ids did not have response messages: {', '.join(waiting)}",
                 param="messages",
             )
         waiting = [call["id"] for call in message.get("tool_calls", ())]
         for call in message.get("tool_calls", ()):
             _check_arguments(call["function"]["arguments"])
-    if waiting or body["messages"][-1]["role"] == "assistant":
-        raise Refusal("The conversation must end with a message of the user or a tool.", param="messages")
 
 
 def _check_arguments(text: str) -> None:

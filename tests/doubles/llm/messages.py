@@ -35,7 +35,8 @@ Json = Mapping[str, Any]
 
 def error(status: int, message: str, kind: str = "", param: str | None = None) -> bytes:
     """The body of an error answer."""
-    return json.dumps(error_value(kind or KINDS.get(status, "api_error"), message)).encode()
+    usual = KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return json.dumps(error_value(kind or usual, message)).encode()
 
 
 def error_value(kind: str, message: str) -> Json:

@@ -66,6 +66,7 @@ class ScriptedLlm:
     max_bytes: int = 32 * 2**20
     without: Collection[str] = ()  # of a compatible endpoint: models, tools, calls, schema, schema_with_tools
     on_models: Status | Redirect | None = None  # a fault in place of what is known of models
+    on_trial: Status | None = None  # and of what an endpoint takes
     requests: list[Recorded] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # the script ended too early or raised
     port: int = 0
@@ -96,10 +97,15 @@ class ScriptedLlm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join()
+        self.stop()
         if kind is None and self.problems:
             raise AssertionError("; ".join(self.problems))
+
+    def stop(self) -> None:
+        """Go away: from now on nobody listens at the URL."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._thread.join()
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
@@ -163,7 +169,7 @@ class ScriptedLlm:
         asked = self._check(wire, recorded)
         if set(asked.tools) == {READY} or READY_IN_WORDS in asked.system:
             recorded.probe = True
-            await self._play(wire, self._probed(asked), asked, answer)
+            await self._play(wire, self.on_trial or self._probed(asked), asked, answer)
             return
         try:
             step = self._script(asked)
