@@ -29,7 +29,7 @@ from aggregator.model import Assessment, Evidence, Gpu, Investigation, Signal
 from aggregator.outputs import Output
 from aggregator.outputs.metrics import Metrics
 from aggregator.rules.context import EMPTY
-from aggregator.store import Store, deliveries, investigations, queries, verdicts
+from aggregator.store import Store, beside, deliveries, investigations, queries, verdicts
 from aggregator.store.arrivals import (
     FOREIGN_NODE,
     MALFORMED,
@@ -193,11 +193,13 @@ class Pipeline:
         ids = [change.incident.id for change in changes]
         present = verdicts.latest_assessments(connection, ids)
         found = investigations.latest(connection, ids)
+        contexts = beside.contexts(connection, [change.incident for change in changes], self._context)
         judgements = []
         for change in changes:
             incident_id = change.incident.id
             began = time.perf_counter()
-            assessment = _assess(change, present.get(incident_id), now_us, self._context, found.get(incident_id))
+            context = contexts[incident_id]
+            assessment = _assess(change, present.get(incident_id), now_us, context, found.get(incident_id))
             self._metrics.assessed(time.perf_counter() - began)
             if assessment is not None:
                 present[incident_id] = assessment

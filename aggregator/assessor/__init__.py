@@ -50,9 +50,8 @@ def assess(
 ) -> Assessment | None:
     """The next revision; None when a reader of `previous` would notice no difference.
 
-    `context` is what is known beside the signals; the incident's planned state is added to it here. On the live path it holds
-    the catalog alone: GPU model and driver version, the number of the node's GPUs (both in its snapshot) and the codes of this
-    GPU's earlier incidents are known to the store, and whoever reads those beside an incident hands them in here.
+    `context` is what is known beside the signals: the node as its last snapshot shows it, and what earlier incidents of the same
+    GPU held (`history`). The incident's planned state is added to it here.
     """
     verdict, degraded_reason = judged(incident, context, judge)
     made = Assessment(

@@ -21,7 +21,7 @@ from aggregator import assessor, rules
 from aggregator.commands.spans import span
 from aggregator.model import Incident, Verdict
 from aggregator.settings import Settings, SettingsError
-from aggregator.store import queries
+from aggregator.store import beside, queries
 from aggregator.store.opening import StoreUnusable, open_readers
 
 PAGE = 200  # incidents read at a time
@@ -74,7 +74,7 @@ def _rejudged(database: Path, catalog: rules.Catalog, since_us: int) -> tuple[in
     engine = open_readers(database)
     try:
         with engine.connect() as connection:
-            judged = [_judged(incident, before, context) for incident, before in _published(connection, since_us)]
+            judged = list(_rejudged_pages(connection, since_us, context))
     except DatabaseError as error:
         raise StoreUnusable(f"{database} cannot be read: {error.orig}") from error
     finally:
@@ -82,13 +82,14 @@ def _rejudged(database: Path, catalog: rules.Catalog, since_us: int) -> tuple[in
     return len(judged), [change for change in judged if _advice(change.before) != _advice(change.after)]
 
 
-def _published(connection: Connection, since_us: int) -> Iterator[tuple[Incident, Verdict]]:
-    """Incidents that were heard of since then with their present verdict, newest first."""
+def _rejudged_pages(connection: Connection, since_us: int, context: rules.Context) -> Iterator[Change]:
+    """Incidents that were heard of since then, newest first, judged again in the light of what the store knows beside them."""
     before: tuple[int, str] | None = None
     while page := queries.list_incidents(connection, include_resolved=True, before=before, limit=PAGE):
+        contexts = beside.contexts(connection, [incident for incident, _ in page], context)
         for incident, assessment in page:
             if assessment is not None and incident.updated_us >= since_us:
-                yield incident, assessment.verdict
+                yield _judged(incident, assessment.verdict, contexts[incident.id])
         before = (page[-1][0].opened_us, page[-1][0].id)
 
 

@@ -22,7 +22,7 @@ from aggregator.investigator.loop import Task, investigate
 from aggregator.investigator.queue import Outcome, Progress, Report, degraded
 from aggregator.investigator.sources import Registry, Scope
 from aggregator.model import Assessment, Incident, Spent
-from aggregator.store import Store, investigations
+from aggregator.store import Store, beside, investigations
 from aggregator.store.investigations import Job, TranscriptEntry
 
 SAVE_SECONDS = 1.0  # how often what a run did is written down while it runs
@@ -77,7 +77,8 @@ class Work:
         return Outcome(found, word_of(found.reason) in TRANSIENT)
 
     async def _case(self, job: Job, incident: Incident) -> Case:
-        verdict, _ = assessor.judged(incident, self.context)
+        contexts = await self.store.read(partial(beside.contexts, incidents=[incident], base=self.context))
+        verdict, _ = assessor.judged(incident, contexts[incident.id])
         read = partial(
             read_case,
             incident=incident,

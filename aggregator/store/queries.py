@@ -179,6 +179,25 @@ def list_incidents(
     return [(incident, present.get(incident.id)) for incident in found]
 
 
+def recent_incidents(
+    connection: Connection, names: Sequence[str], since_us: int, per_node: int
+) -> dict[str, list[Incident]]:
+    """By node, the latest incidents of the named nodes that were heard of since a time, at most `per_node` of each."""
+    rank = func.row_number().over(partition_by=incidents.c.node, order_by=incidents.c.opened_us.desc())
+    ranked = (
+        select(incidents.c.id, rank.label("rank"))
+        .join(incident_nodes, incident_nodes.c.incident_id == incidents.c.id)
+        .where(incident_nodes.c.node.in_(names), incident_nodes.c.node == incidents.c.node)
+        .where(incidents.c.updated_us >= since_us)
+        .subquery()
+    )
+    bodies = select(incidents.c.body).join(ranked, ranked.c.id == incidents.c.id).where(ranked.c.rank <= per_node)
+    found: dict[str, list[Incident]] = {}
+    for incident in map(load_incident, connection.scalars(bodies)):
+        found.setdefault(incident.subject.node, []).append(incident)
+    return found
+
+
 def get_incident(connection: Connection, incident_id: str) -> tuple[Incident, Assessment | None] | None:
     """One incident with its present assessment."""
     body = connection.scalar(select(incidents.c.body).where(incidents.c.id == incident_id))

@@ -212,3 +212,30 @@ def test_lines_of_userspace_prove_nothing_of_this() -> None:
     """A forged boot line activates nothing."""
     forged = line(BOOTED, 9, facility=1)
     assert judged(xid(48, DRAM), xid(63, REMAP), forged).severity is Severity.CRITICAL
+
+
+LINK = "NVLink: fatal error detected on link {}({}, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0)"
+PARITY, HARDWARE, OTHER = "0x10", "0x100", "0x4"
+
+
+@pytest.mark.parametrize(
+    ("reports", "again"),
+    [
+        pytest.param([(6, PARITY)] * 3, True, id="parity errors, more than two on a link"),
+        pytest.param([(6, PARITY)] * 2, False, id="two are chance"),
+        pytest.param([(6, PARITY), (7, PARITY), (8, PARITY)], False, id="three links"),
+        pytest.param([(6, HARDWARE)] * 2, True, id="a hardware bit twice"),
+        pytest.param([(6, HARDWARE)], False, id="a hardware bit once"),
+        pytest.param([(6, OTHER)] * 4, False, id="bits that the table does not count"),
+    ],
+)
+def test_an_nvlink_that_reports_again_is_judged_by_what_it_reports(reports: list[tuple[int, str]], again: bool) -> None:
+    """74 on one link within a day, across incidents: the bits decide how often is too often."""
+    signals = apart([xid(74, LINK.format(*report)) for report in reports], 3_600)
+    verdict = rules.judge(signals)
+    across = rules.judge(signals[-1:], rules.Context(earlier=tuple(signals[:-1])))
+    assert [each.rule_ids[0] == "nvlink/same_link_again" for each in (verdict, across)] == [again, again]
+    if again:
+        assert verdict.resolutions[:2] == (Resolution.CHECK_MECHANICALS, Resolution.RUN_DIAG)
+        weeks = rules.judge(apart([xid(74, LINK.format(*report)) for report in reports], 90_000))
+        assert weeks.rule_ids[0] != "nvlink/same_link_again", "a day apart it is another event"

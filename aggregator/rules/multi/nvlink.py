@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from aggregator.model import Action, FaultClass, Resolution, Severity
-from aggregator.rules.burst import Burst, event_order
+from collections.abc import Iterable, Sequence, Set
+
+from aggregator.model import Action, FaultClass, Resolution, Scalar, Severity, Signal
+from aggregator.rules import wording
+from aggregator.rules.burst import Burst, Reading, event_order
 from aggregator.rules.context import Context
 from aggregator.rules.finding import Finding, Rule, others
 
@@ -76,6 +79,67 @@ def origin(burst: Burst, _: Context) -> Finding | None:
     )
 
 
+# Bits of 74's registers that mean something only when they come again on the same link (the vendor's table for Hopper).
+PARITY = frozenset(
+    ("1:4", "1:5", "3:0", "3:1", "3:2", "3:6", *(f"5:{bit}" for bit in (18, 19, 21, 22, 24, 25, 27, 28)))
+)
+HARDWARE = frozenset(("1:8", "1:9", "1:12", "1:16", "1:17", "1:21", "1:22", "1:24", "1:28", "3:16", "3:19"))
+TOO_OFTEN = 3  # parity errors on one link: fewer are chance
+DAY_US = 86_400_000_000
+
+
+def same_link_again(burst: Burst, context: Context) -> Finding | None:
+    """74 of one kind again on one link within a day: the link's own hardware, by the bits that the vendor's table lists."""
+    reports = burst.of("xid", 74)
+    cause = tuple(r for r in reports if _too_often(_of_link(r, reports, context), r))
+    if not cause:
+        return None
+    count = wording.occurrences(_of_link(cause[0], reports, context))
+    return Finding(
+        rule_id="nvlink/same_link_again",
+        priority=81,
+        severity=Severity.CRITICAL,
+        fault_class=FaultClass.NVLINK,
+        action=Action.DRAIN,
+        resolutions=(
+            Resolution.CHECK_MECHANICALS,
+            Resolution.RUN_DIAG,
+            Resolution.RESET_GPU,
+            Resolution.CONTACT_SUPPORT,
+        ),
+        confidence=0.75,
+        cause=cause,
+        explanation=f"Link {cause[0].signal.attributes['link']} reported it {count} times within a day, with register bits that "
+        "mean hardware when they come again: a reset alone will not last.",
+        recurrence_advice="If it comes back after the seating and both ends were checked, run field diagnostics on both ends.",
+        open_questions=("Does the other end of this link report the same?",),
+        do_not=(Resolution.RMA,),
+    )
+
+
+def _of_link(report: Reading, reports: Iterable[Reading], context: Context) -> list[Signal]:
+    """The 74s of the same GPU and link within the day before this one."""
+    place, at_us = _link(report.signal), report.signal.at_us or 0
+    known = (*context.earlier, *(reading.signal for reading in reports))
+    there = (signal for signal in known if signal.kind == "xid" and signal.code == 74 and _link(signal) == place)
+    return [signal for signal in there if None not in place and abs(at_us - (signal.at_us or 0)) <= DAY_US]
+
+
+def _link(signal: Signal) -> tuple[Scalar, Scalar]:
+    return (signal.pci or signal.gpu_uuid, signal.attributes.get("link"))
+
+
+def _too_often(reports: Sequence[Signal], last: Reading) -> bool:
+    def times(bits: Set[str]) -> int:
+        return wording.occurrences(s for s in reports if bits & _bits(s)) if bits & _bits(last.signal) else 0
+
+    return times(PARITY) >= TOO_OFTEN or times(HARDWARE) > 1
+
+
+def _bits(signal: Signal) -> frozenset[str]:
+    return frozenset(str(signal.attributes.get("register_bits") or "").split(","))
+
+
 def fabric_manager(burst: Burst, _: Context) -> Finding | None:
     """The fabric manager failed and GPUs or programs complain of the fabric: it is the cause, the GPUs are well."""
     cause = burst.kinds("fabric_manager_failed")
@@ -116,4 +180,4 @@ def not_needed(burst: Burst, _: Context) -> Finding | None:
     )
 
 
-RULES: tuple[Rule, ...] = (not_needed, switch_fault, counted_errors, origin, fabric_manager)
+RULES: tuple[Rule, ...] = (not_needed, switch_fault, counted_errors, origin, same_link_again, fabric_manager)
