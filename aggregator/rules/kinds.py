@@ -34,6 +34,7 @@ class Kind:
 # Attributes that a signal of any kind may have.
 COMMON: Mapping[str, str] = {
     "text": "the message, or what a collector says about it",
+    "container": "true where a container's log says that it cannot use the driver",
     "workload": "namespace/pod of whoever held the GPU, comma separated",
     "uptime_seconds": "kernel time of the line, in a pasted log",
     "previous_boot": "true for a line saved from before this boot",

@@ -129,3 +129,16 @@ def test_a_program_that_asked_for_too_much_memory_is_a_record() -> None:
     """The line proves a request that failed, not work that was lost."""
     (found,) = incidents("torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.")
     assert (found["severity"], found["resolutions"][0]) == ("info", "fix_app")
+
+
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
+
+
+@pytest.mark.parametrize("prefix", ["2024-05-01T10:00:00.123456789Z stderr F ", "[pod/train-0/main] "])
+def test_a_container_s_libraries_prove_nothing_of_the_node(prefix: str) -> None:
+    """The same words are the node's where its own log holds them."""
+    (found,) = incidents(prefix + MISMATCH)
+    assert (found["severity"], found["action"], found["resolutions"][0]) == ("warning", "none", "investigate")
+    assert any("on the node itself" in question for question in found["open_questions"])
+    (node,) = incidents(MISMATCH)
+    assert (node["severity"], node["action"]) == ("critical", "drain")

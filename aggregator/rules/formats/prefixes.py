@@ -13,7 +13,7 @@ from collections.abc import Callable
 from aggregator.rules import times
 from aggregator.rules.formats.dress import FACILITIES, LEVELS, OTHER_FACILITY, Dress
 from aggregator.rules.formats.json_records import json_record
-from aggregator.rules.grammar.reading import Origin
+from aggregator.rules.grammar.reading import CONTAINER, Origin
 
 _KMSG = re.compile(r"(\d{1,4}),(\d{1,20}),(\d{1,20}),([^;\s]{0,64});")
 _KMSG_ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
@@ -149,6 +149,7 @@ def _pod(dress: Dress, now_us: int | None) -> bool:
     found = _POD.match(dress.text)
     if found is None:
         return False
+    dress.program = dress.program or CONTAINER
     dress.cut(found.end())
     return True
 
@@ -157,6 +158,7 @@ def _iso(dress: Dress, now_us: int | None) -> bool:
     cri = _CRI.match(dress.text)
     if cri:
         dress.at_us = times.parse(cri[1], now_us=now_us)
+        dress.program = dress.program or CONTAINER
         dress.cut(cri.end())
         return True
     found = _ISO.match(dress.text)

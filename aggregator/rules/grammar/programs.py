@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from aggregator.rules.grammar.forms import Attributes, constant, first, form, named
 from aggregator.rules.grammar.reading import (
+    CONTAINER,
     FULL_PCI,
     PROGRAM_LINES,
     Grammar,
@@ -127,6 +128,8 @@ def read_nvml_words(line: Line) -> Iterator[Reading]:
     attributes = dict(reading.attributes)
     listed = attributes.pop("bdf", None)
     pci = pci or (str(listed) if listed else None)
+    if line.program == CONTAINER and reading.kind in ("driver_version_mismatch", "nvml_unavailable"):
+        attributes["container"] = True
     yield Reading(reading.kind, attributes, pci=pci, gpu_uuid=reading.gpu_uuid)
 
 

@@ -16,6 +16,8 @@ from functools import lru_cache
 from aggregator import model
 from aggregator.model import Phase, Scalar
 
+CONTAINER = "container"  # the program of a line whose log says that a container wrote it, and nothing else
+
 # A GPU address as any part of the stack prints it: 4 or 8 digit domain, function optional.
 PCI = r"(?:[0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}(?:\.[0-9A-Fa-f])?"
 # An address that cannot be taken for a time of day: with its domain.

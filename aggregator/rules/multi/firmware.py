@@ -5,7 +5,7 @@ from __future__ import annotations
 from aggregator.model import Action, FaultClass, Resolution, Severity, Signal
 from aggregator.rules.burst import Burst, Reading, precedes
 from aggregator.rules.context import Context
-from aggregator.rules.finding import Finding, Rule
+from aggregator.rules.finding import Finding, Rule, others
 
 GSP = ("gsp_rpc_timeout", "gsp_heartbeat_timeout")
 STUCK = ("driver_task_stuck", "hung_task", "soft_lockup")
@@ -132,4 +132,25 @@ def driver_hung(burst: Burst, _: Context) -> Finding | None:
     )
 
 
-RULES: tuple[Rule, ...] = (gsp_timeout, pmu_halted, stuck_in_driver, driver_hung)
+def seen_in_a_container(burst: Burst, _: Context) -> Finding | None:
+    """A container cannot use the driver: its libraries may be its own, so nothing is known yet of the node."""
+    cause = burst.where(lambda s: s.attributes.get("container") is True)
+    if not cause or others(burst, cause):
+        return None
+    return Finding(
+        rule_id="observer/seen_in_a_container",
+        priority=65,
+        severity=Severity.WARNING,
+        fault_class=FaultClass.DRIVER,
+        action=Action.NONE,
+        resolutions=(Resolution.INVESTIGATE, Resolution.CONFIG_CHANGE),
+        confidence=0.6,
+        cause=cause,
+        explanation="A container wrote this, of the libraries that it has: it says nothing of the node's other workloads.",
+        recurrence_advice="If new containers of other images fail as well, the node's driver was changed without a reload.",
+        open_questions=("Does nvidia-smi work on the node itself, and in a container of another image?",),
+        do_not=(Resolution.RMA, Resolution.RESET_GPU, Resolution.REBOOT, Resolution.DRAIN, Resolution.CORDON),
+    )
+
+
+RULES: tuple[Rule, ...] = (gsp_timeout, pmu_halted, stuck_in_driver, driver_hung, seen_in_a_container)
