@@ -51,6 +51,16 @@ class Burst:
         """Devices that faults are about, in the order of their first fault."""
         return tuple(dict.fromkeys(r.subject for r in self.faults if r.subject))
 
+    def restarts_after(self, readings: Iterable[Reading]) -> tuple[Reading, ...]:
+        """What started GPUs anew after the last of some faults: a boot, a driver load, or a reset of a device that has faults."""
+        last = max(event_order(reading.signal) for reading in readings)
+        return tuple(r for r in self.context if event_order(r.signal) > last and self._starts_anew(r))
+
+    def _starts_anew(self, reading: Reading) -> bool:
+        if reading.signal.kind == "gpu_reset_done":
+            return reading.subject in self.subjects
+        return reading.signal.kind in ("kernel_boot", "driver_loaded")
+
 
 def fact(signal: Signal) -> str:
     """The line or evidence that a signal was read from: several signals of one are one report."""

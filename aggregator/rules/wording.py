@@ -38,6 +38,11 @@ PROHIBITIONS: Mapping[Resolution, str] = {
     Resolution.RMA: "Do not replace the GPU on this evidence.",
     Resolution.RESTART_APP: "Do not restart the application on this GPU before it is repaired.",
 }
+RESTARTS: Mapping[str, str] = {
+    "kernel_boot": "The node was started anew",
+    "driver_loaded": "The driver was loaded",
+    "gpu_reset_done": "The GPU was reset",
+}
 ONE_REPORT_US = 1_000_000
 LONGEST_NAME = 64
 CHANNELS: Mapping[str, str] = {"kmsg": "the kernel log", "nvml": "NVML", "dcgm": "DCGM", "log": "the log"}
@@ -72,7 +77,7 @@ def summary(finding: Finding, burst: Burst) -> str:
     told = _told(finding)
     reported = _reported(told) if not finding.root_cause else ""
     sentences = [finding.root_cause or root_cause(finding), f"It was {reported}." if reported else ""]
-    sentences += [*_around(told, burst), finding.explanation]
+    sentences += [*_around(told, burst), *_restarted(told, burst), finding.explanation]
     sentences += [
         f"A second matter: {each.root_cause or root_cause(each)} {step(each.resolutions[0])}" for each in finding.beside
     ]
@@ -95,6 +100,11 @@ def _around(told: Sequence[Reading], burst: Burst) -> list[str]:
     after = [reading for reading in rest if event_order(reading.signal) > began]
     halves = (("before", before), ("after", after))
     return [f"Reported {when} it: {counted(readings)}." for when, readings in halves if readings]
+
+
+def _restarted(told: Sequence[Reading], burst: Burst) -> list[str]:
+    """What has been done since, for whoever would do it again."""
+    return [f"{RESTARTS[reading.signal.kind]} after it." for reading in burst.restarts_after(told)[:1]]
 
 
 def no_fault(burst: Burst) -> str:

@@ -182,6 +182,15 @@ def test_a_driver_s_reboot_leaves_the_drain_before_it() -> None:
     assert (verdict.action, verdict.resolutions[0]) == (Action.DRAIN, Resolution.REBOOT)
 
 
+def test_what_the_driver_wanted_done_is_done_by_a_boot() -> None:
+    """A 154 before the restart names nothing to do after it; the restart is told whatever the fault."""
+    wanted = xid(154, "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)")
+    assert judged(xid(48, DRAM), xid(63, REMAP), wanted, BOOTED).severity is Severity.INFO
+    assert judged(xid(48, DRAM), xid(63, REMAP), BOOTED, xid(31, MMU)).rule_ids[0] == "memory/restarted_since"
+    assert "The node was started anew after it." in judged(xid(79, LOST), BOOTED).summary
+    assert "started anew" not in judged(BOOTED, xid(79, LOST)).summary
+
+
 SITE = b"""
 [xid.79]
 action = "none"

@@ -90,6 +90,7 @@ def several_programs(burst: Burst, context: Context) -> Finding | None:
         action=Action.NONE,
         resolutions=(Resolution.RUN_DIAG, Resolution.INVESTIGATE),
         confidence=0.5,
+        caution=0.75,
         cause=cause,
         root_cause=f"{wording.place(cause[0])}: {len(programs)} different programs faulted on it one after the other "
         f"({wording.listed([wording.quoted(name) for name in programs])}).",

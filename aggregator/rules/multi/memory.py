@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from aggregator.model import SEVERITY_ORDER, Action, FaultClass, Resolution, Severity, Signal
 from aggregator.rules import wording
-from aggregator.rules.burst import Burst, Reading, event_order, fact
+from aggregator.rules.burst import Burst, Reading, fact
 from aggregator.rules.context import Context
 from aggregator.rules.finding import Finding, Rule, others
 
 REMAPS = (63, 64, 177)
 ERRORS = (48, 95, 140)
-RESTARTS = {
-    "kernel_boot": "The node was started anew",
-    "driver_loaded": "The driver was loaded",
-    "gpu_reset_done": "The GPU was reset",
-}
 SRAM_UNITS = ("SM", "GPC", "TPC", "LTC", "L1", "L2", "MMU", "SRAM")
 EXHAUSTED = ("table_full", "bank_full", "no_spare")
 STATES = (
@@ -123,9 +118,8 @@ def restarted_since(burst: Burst, _: Context) -> Finding | None:
     faults = burst.where(lambda s: (s.kind == "xid" and s.code in (63, 64, 94, *ERRORS)) or s.kind in STATES)
     if not faults or burst.where(_says_failed) or burst.kinds("sram_threshold_exceeded"):
         return None
-    last = max(event_order(reading.signal) for reading in faults)
-    since = tuple(r for r in burst.context if r.signal.kind in RESTARTS and event_order(r.signal) > last)
-    if not since or any(r.signal.kind == "gpu_reset_done" and r.subject not in burst.subjects for r in since):
+    since = burst.restarts_after(faults)
+    if not since:
         return None
     return Finding(
         rule_id="memory/restarted_since",
@@ -137,8 +131,7 @@ def restarted_since(burst: Burst, _: Context) -> Finding | None:
         confidence=0.8,
         cause=tuple(sorted(faults, key=lambda r: -r.entry.weight)),
         proof=since,
-        explanation=f"{RESTARTS[since[0].signal.kind]} after it, and no memory error was reported since: "
-        "what waited for that is in effect.",
+        explanation="No memory error was reported since: what waited for that is in effect.",
         recurrence_advice="If errors return, run field diagnostics; replacement waits for the remap failure flag.",
         open_questions=("Does nvidia-smi -q still show a pending remap or page retirement?",),
         do_not=(Resolution.RMA,),

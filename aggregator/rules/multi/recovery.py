@@ -10,7 +10,8 @@ from aggregator.rules.finding import Finding
 
 
 def with_named_recovery(finding: Finding, burst: Burst) -> Finding:
-    """The finding, with the action that the driver named last on a device it blames; unchanged when it named none."""
+    """The finding, with the action that the driver named last on a device it blames; unchanged when it named none,
+    or when that has been done since."""
     subjects = {reading.subject for reading in finding.cause}
     named = [
         reading
@@ -18,7 +19,7 @@ def with_named_recovery(finding: Finding, burst: Burst) -> Finding:
         if reading.signal.attributes.get("recovery_action", "unknown") not in ("unknown", "none")
         and reading.subject in subjects
     ]
-    if not named or finding.fault_class is FaultClass.APPLICATION:
+    if not named or burst.restarts_after(named) or finding.fault_class is FaultClass.APPLICATION:
         return finding
     last = max(named, key=lambda reading: event_order(reading.signal))
     rest = tuple(item for item in finding.resolutions if item not in last.entry.resolutions)
