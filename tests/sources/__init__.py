@@ -1,0 +1,1 @@
+"""What an investigation can ask, against the real servers."""
