@@ -175,7 +175,10 @@ def occurrences(signals: Iterable[Signal]) -> int:
     for signal in sorted(signals, key=event_order):
         if "witness_of" in signal.attributes:
             continue
-        about = (signal.node, signal.pci, signal.gpu_uuid, signal.attributes.get("pid"), signal.attributes.get("link"))
+        device = (
+            signal.attributes.get("bdf") or signal.pci or signal.gpu_uuid
+        )  # a port's own, where it reports another's
+        about = (signal.node, device, signal.attributes.get("pid"), signal.attributes.get("link"))
         at_us, counted_there = last.get(about, (None, 0))
         soon = at_us is not None and signal.at_us is not None and signal.at_us - at_us < ONE_REPORT_US
         new = max(0, signal.count - counted_there) if soon else signal.count

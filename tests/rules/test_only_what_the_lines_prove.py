@@ -20,6 +20,8 @@ WARP = "Graphics SM Warp Exception on (GPC 2, TPC 4, SM 1): Out Of Range Address
 ESR = "Graphics Exception: ESR 0x514648=0x201000e 0x514650=0x24 0x514644=0xd3eff2 0x51464c=0x17f"
 FULL = "Row Remapper: Error recording row (0x00000000028a1f40): Remapping table is full"
 SUPPLY = "IPMI: Power Supply 2 AC lost"
+PORT = "pcieport 0000:17:01.0: {}"
+BUS = "PCIe Bus Error: severity=Uncorrectable (Fatal), type=Transaction Layer, (Receiver ID)"
 HUNG = "INFO: task train:4242 blocked for more than 120 seconds."
 LOADED = "NVRM: loading NVIDIA UNIX x86_64 Kernel Module  535.161.08  Tue Mar  5 22:42:15 UTC 2024"
 BOOTED = "Linux version 5.15.0-105-generic (buildd@x) #115"
@@ -112,6 +114,12 @@ def test_program_after_program_on_one_gpu_points_at_the_gpu() -> None:
         pytest.param([xid(13, WARP), xid(13, ESR)], 0, 0, id="an exception and its registers"),
         pytest.param([xid(79, LOST), xid(79, LOST, B)], 0, 2, id="one XID on two GPUs"),
         pytest.param([xid(48, DRAM), xid(48, DRAM)], 5, 2, id="two errors"),
+        pytest.param(
+            [PORT.format("AER: Uncorrectable (Fatal) error message received from 0000:18:00.0"), PORT.format(BUS)],
+            0,
+            0,
+            id="a port's error in two lines",
+        ),
     ],
 )
 def test_one_report_counts_once(facts: list[str], seconds: int, times: int) -> None:
