@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from aggregator.correlator.places import (
     COUNTED,
     EXCUSED,
+    LASTING,
     NODE,
     PASSING,
     PLANNED,
@@ -25,7 +26,7 @@ from aggregator.correlator.places import (
 )
 from aggregator.correlator.state import Record, RuleBook, Windows, at_us, in_order, micros
 from aggregator.model import Incident, IncidentState, Phase, Signal, Subject
-from aggregator.rules.kinds import About
+from aggregator.rules.kinds import CLUSTER_KINDS, About
 
 DEADLINE_GRAIN_US = (
     250_000  # deadlines are rounded up to this, so that ten thousand of them do not wake us ten thousand times
@@ -81,6 +82,8 @@ def _repair_by(mend: Signal, fault: Signal, windows: Windows) -> Repair | None:
     at, settled = at_us(mend), at_us(mend) + micros(windows.settle)
     if mend.phase is Phase.ENDED:
         return Repair(at, "recovered") if _end_covers(mend, fault) else None
+    if fault.kind in CLUSTER_KINDS:  # says itself when it is over, and knows of no boot
+        return None
     if mend.kind in ("kernel_boot", "agent_started") and mend.boot_id != fault.boot_id:
         return Repair(settled, "rebooted")
     if mend.kind == "agent_started":
@@ -151,17 +154,29 @@ def hold(record: Record, windows: Windows, rules: RuleBook) -> tuple[int, str] |
         return None
     until, because = 0, ""
     for fault in record.fault_signals():
-        plan = next((plan for plan in plans if _excuses(plan, fault, windows, rules)), None)
+        excused = (plan for plan in plans if fault.kind in EXCUSED or rules.explains(plan, fault))
+        plan = next((plan for plan in excused if _covers(plan, fault, plans, windows)), None)
         if plan is None:
             return None
-        if (end := at_us(plan) + micros(windows.hold)) > until:
+        last_us = max(at_us(plan), at_us(fault)) if lasts(plan, at_us(fault), plans) else at_us(plan)
+        if (end := last_us + micros(windows.hold)) > until:
             until, because = end, PLANNED[plan.kind]
     return (until, because) if until else None
 
 
-def _excuses(plan: Signal, fault: Signal, windows: Windows, rules: RuleBook) -> bool:
+def _covers(plan: Signal, fault: Signal, plans: Sequence[Signal], windows: Windows) -> bool:
     since, until = at_us(plan) - micros(windows.hold_lead), at_us(plan) + micros(windows.hold)
-    return since <= at_us(fault) <= until and (fault.kind in EXCUSED or rules.explains(plan, fault))
+    return since <= at_us(fault) and (at_us(fault) <= until or lasts(plan, at_us(fault), plans))
+
+
+def lasts(plan: Signal, time_us: int, plans: Iterable[Signal]) -> bool:
+    """Whether a planned state that began before a time had not ended by then."""
+    if plan.kind not in LASTING or plan.phase is not Phase.BEGAN or at_us(plan) > time_us:
+        return False
+    return not any(
+        other.kind == plan.kind and other.phase is Phase.ENDED and at_us(plan) <= at_us(other) <= time_us
+        for other in plans
+    )
 
 
 def settle(record: Record, node: str, now_us: int, windows: Windows, rules: RuleBook) -> Incident:

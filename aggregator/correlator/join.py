@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aggregator.correlator.close import has_open_state, needs_repair, repaired
+from aggregator.correlator.close import has_open_state, lasts, needs_repair, repaired
 from aggregator.correlator.places import NODE_WIDE, PLANNED, RESTARTS, Names, names_of
 from aggregator.correlator.state import Node, Record, RuleBook, Windows, at_us, micros
 from aggregator.model import Phase, Signal
+from aggregator.rules.kinds import CLUSTER_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def home_of(node: Node, signal: Signal, windows: Windows, rules: RuleBook) -> Ho
     """The incident that a fault joins."""
     names = names_of(signal)
     records = sorted(node.records.values(), key=lambda record: (-record.last_us, record.id))  # the latest first
-    near = [record for record in records if _near(record, signal, windows.burst_gap)]
+    near = [record for record in records if _near(record, signal, _reach(record, signal, windows))]
     own = [record for record in near if names.gpu and _shares(record, names) and _kin(record, signal, rules)]
     known = next((record for record in near if _has(record, signal, names)), None)
     if known is not None and len(own) <= 1:
@@ -81,9 +82,8 @@ def circumstances(node: Node, fault: Signal, windows: Windows, rules: RuleBook) 
         if signal.kind in RESTARTS and at_us(signal) >= at:
             yield signal
         elif signal.kind in PLANNED:
-            if at - micros(windows.hold) <= at_us(signal) <= at + micros(windows.hold_lead) and _concerns(
-                signal, names
-            ):
+            recent = at - micros(windows.hold) <= at_us(signal) <= at + micros(windows.hold_lead)
+            if (recent or lasts(signal, at, node.recent)) and _concerns(signal, names):
                 yield signal
         elif abs(at_us(signal) - at) <= micros(windows.burst_gap) and (
             not names_disjoint(names_of(signal), names) or _causes(signal, fault, windows, rules)
@@ -103,6 +103,12 @@ def _concerns(plan: Signal, names: Names) -> bool:
 def _near(record: Record, signal: Signal, gap_seconds: float) -> bool:
     gap = micros(gap_seconds)
     return record.first_us - gap <= at_us(signal) <= record.last_us + gap
+
+
+def _reach(record: Record, signal: Signal, windows: Windows) -> float:
+    """How far apart they may be: the cluster's checks run minutes apart, and find that late what was seen first hand."""
+    second_hand = signal.kind in CLUSTER_KINDS or all(kind in CLUSTER_KINDS for kind, _ in record.faults)
+    return windows.check_lag if second_hand else windows.burst_gap
 
 
 def _shares(record: Record, names: Names) -> bool:

@@ -24,7 +24,14 @@ PLANNED: Mapping[str, str] = {
     "kernel_boot": "boot",
     "mig_layout_changed": "MIG change",
     "gpu_reset_done": "GPU reset",
+    "node_driver_upgrade": "driver upgrade",
+    "node_mig_change": "MIG change",
+    "node_maintenance": "maintenance",
+    "node_cordoned": "cordon",
 }
+
+# Planned states that last until their end is reported, rather than being reported once they have happened.
+LASTING = frozenset(("node_driver_upgrade", "node_mig_change", "node_maintenance", "node_cordoned"))
 
 # What a planned state excuses: things that are gone or cannot be observed. A hardware fault is never excused.
 EXCUSED = frozenset(
@@ -32,13 +39,14 @@ EXCUSED = frozenset(
         "agent_silent", "collector_failed", "dcgm_unobservable", "driver_message", "driver_version_mismatch", "evidence_gap",
         "fabric_manager_failed", "fabric_state", "gpu_count_differs", "gpu_count_low", "gpu_handle_error", "gpu_not_in_nvml",
         "imex_error", "inventory_changed", "nvlink_link_down", "nvml_child_crashed", "nvml_gpu_lost", "nvml_hung",
-        "nvml_permission_denied", "nvml_unavailable", "nvml_value_unreadable",
+        "nvml_permission_denied", "nvml_unavailable", "nvml_value_unreadable", "node_condition_dcgm", "node_condition_diagnostics",
+        "node_condition_gpu_lost", "node_condition_nvlink", "node_condition_unknown", "node_unreachable",
     )
 )  # fmt: skip
 
 # A new run of the machine, the driver or the agent: context for every incident of the node that is not over.
 RESTARTS = frozenset(("agent_started", "kernel_boot", "driver_loaded"))
-NODE_WIDE = RESTARTS | {"driver_unloaded", "driver_yielded", "agent_stopped", "host_shutdown"}
+NODE_WIDE = RESTARTS | LASTING | {"driver_unloaded", "driver_yielded", "agent_stopped", "host_shutdown"}
 
 # States that last until the GPU is reset or comes back: their end is the end of what happened to that GPU.
 UNTIL_RESET = frozenset(
@@ -88,7 +96,10 @@ class Key(NamedTuple):
 
 
 def names_of(signal: Signal) -> Names:
-    """A GPU's PCI address and UUID; else the switch or other device, by its address; else the node."""
+    """A GPU's PCI address and UUID; else the switch or other device, by its address; else the condition that the cluster reports;
+    else the node."""
+    if condition := signal.attributes.get("condition"):
+        return Names((f"condition {condition}",), gpu=False)
     printed = signal.attributes.get("bdf") if about(signal) is About.DEVICE else None
     device = signal.pci or signal.gpu_uuid or printed
     if device is None:

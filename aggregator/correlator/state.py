@@ -32,6 +32,7 @@ class Windows:
     """Spans of time, in seconds."""
 
     burst_gap: float = 180.0  # silence that ends a burst: what belongs together is closer than this
+    check_lag: float = 900.0  # a check of the cluster may find so much later what was seen first hand
     spread: float = 60.0  # one fault on several GPUs within this is one fault
     witness: float = 5.0  # two channels' reports of one XID are no further apart
     quiet_close: float = 3_600.0  # silence that ends an incident whose fault needs no repair

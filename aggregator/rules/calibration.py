@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from aggregator.rules.kinds import CLUSTER_KINDS
+
 DOUBT: Mapping[str, float] = {
     "application": 0.30,
     "bus": 0.25,
@@ -36,6 +38,8 @@ def family(rule_id: str) -> str:
     if first != "catalog":
         return first
     section = rest.partition("/")[0]
+    if section in CLUSTER_KINDS:
+        return "catalog/cluster"
     return f"catalog/{section}" if section in ("xid", "sxid") else "catalog/kind"
 
 

@@ -54,6 +54,13 @@ _PCIE = {
     "would_be": "pcie_error_other_device: the kind it would be on a GPU",
 }
 _THROTTLE = {"reason": "the reason as printed", "bit": "NVML clocks-event bit"}
+_CONDITION = {
+    "condition": "its type",
+    "status": "True, False or Unknown",
+    "reason": "the reason given",
+    "message": "the message given: a hint, which may contradict the status",
+    "hint_codes": "XIDs that message or reason speak of, comma separated: hints",
+}
 _SECONDHAND = {"reported_code": "the XID or SXid that the text mentions", "reporter": "whose text it is"}
 
 _G, _L, _N, _D, _O = About.GPU, About.LINK, About.NODE, About.DEVICE, About.OBSERVER
@@ -651,6 +658,35 @@ _ALL = (
     Kind("agent_started", _O, "The agent started."),
     Kind("agent_stopped", _O, "The agent stopped on request."),
     Kind("agent_silent", _O, "The agent of a node is not heard."),
+    # --- what the API server says of a node
+    Kind("node_condition", _N, "A health check of the cluster holds the node to be unwell.", _CONDITION),
+    Kind("node_condition_xid", _N, "A health check of the cluster found XIDs in the kernel log.", _CONDITION),
+    Kind("node_condition_ecc", _N, "A health check of the cluster found too many memory errors.", _CONDITION),
+    Kind("node_condition_gpu_lost", _N, "A health check of the cluster finds fewer GPUs than it should.", _CONDITION),
+    Kind("node_condition_nvlink", _N, "A health check of the cluster finds NVLinks or switches unwell.", _CONDITION),
+    Kind("node_condition_diagnostics", _N, "A health check of the cluster failed in diagnosing a GPU.", _CONDITION),
+    Kind("node_condition_process", _N, "A health check of the cluster found processes that do not end.", _CONDITION),
+    Kind("node_condition_pcie", _N, "A health check of the cluster finds PCIe unwell.", _CONDITION),
+    Kind("node_condition_thermal", _N, "A health check of the cluster finds a GPU too hot.", _CONDITION),
+    Kind("node_condition_power", _N, "A health check of the cluster finds a GPU's power unwell.", _CONDITION),
+    Kind(
+        "node_condition_driver",
+        _N,
+        "A health check of the cluster, or an operator, finds the driver unwell.",
+        _CONDITION,
+    ),
+    Kind("node_condition_network", _N, "A health check of the cluster finds a NIC's driver unwell.", _CONDITION),
+    Kind(
+        "node_condition_dcgm", _O, "A health check of the cluster cannot speak with DCGM: cannot observe.", _CONDITION
+    ),
+    Kind("node_condition_unknown", _O, "A health check of the cluster could not tell: cannot observe.", _CONDITION),
+    Kind("node_unreachable", _N, "The node's kubelet is not heard: nobody knows what happens there.", _CONDITION),
+    Kind("node_cordoned", _N, "Somebody cordoned the node.", _CONDITION),
+    Kind("node_maintenance", _N, "Somebody declared maintenance of the node.", _CONDITION),
+    Kind("node_driver_upgrade", _N, "The GPU operator replaces the node's driver.", _CONDITION),
+    Kind("node_mig_change", _N, "The MIG manager changes how the node's GPUs are partitioned.", _CONDITION),
 )
+
+CLUSTER_KINDS = frozenset(kind.name for kind in _ALL if kind.attributes is _CONDITION)
 
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _ALL}

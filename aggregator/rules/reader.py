@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from aggregator.model import Evidence, Scalar, Signal, Trust
-from aggregator.rules import formats, records
+from aggregator.rules import formats, node_conditions, records
 from aggregator.rules.grammar.reading import Grammar, Line, Origin, Reading
 from aggregator.rules.grammar.xid_text import recovery_action
+from aggregator.rules.kinds import CLUSTER_KINDS
 from aggregator.rules.words import grammars_for
 
 _TENANT_KINDS = frozenset(("userspace_kernel_line", "secondhand_xid"))
@@ -34,9 +35,15 @@ _TEXT_KINDS = frozenset(("kernel_line", "previous_boot_line"))
 
 def read(evidence: Evidence) -> tuple[Signal, ...]:
     """The signals of one stored fact, in the order they stand in it; ids are the evidence's, with `#n` from the second on."""
-    readings = _of_text(evidence) if evidence.text is not None else [_typed(evidence)]
+    readings = _readings(evidence)
     known = (reading for reading in readings if evidence.gpu is not None or not _of_an_unknown_device(reading))
     return tuple(_signal(evidence, reading, number) for number, reading in enumerate(known, start=1))
+
+
+def _readings(evidence: Evidence) -> list[Reading]:
+    if evidence.kind in node_conditions.EVIDENCE_KINDS:
+        return [node_conditions.read(evidence)]
+    return _of_text(evidence) if evidence.text is not None else [_typed(evidence)]
 
 
 def _of_an_unknown_device(reading: Reading) -> bool:
@@ -59,8 +66,9 @@ def readings_of(line: Line, grammars: Iterable[Grammar]) -> list[Reading]:
 
 
 def trust_of(kind: str) -> Trust:
-    """Hearsay and forged kernel lines are a tenant's; everything else but programs' errors comes from the kernel or the agent."""
-    if kind in _PROGRAM_KINDS:
+    """Hearsay and forged kernel lines are a tenant's; programs' errors and what the API server says of a node the cluster's;
+    everything else comes from the kernel or the agent."""
+    if kind in _PROGRAM_KINDS or kind in CLUSTER_KINDS:
         return Trust.CLUSTER
     return Trust.TENANT if kind in _TENANT_KINDS else Trust.HARDWARE
 

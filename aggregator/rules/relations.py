@@ -69,12 +69,17 @@ POWER_EFFECTS = (
     BUS_TRACES | HANG_TRACES | LINK_KINDS | JOB_TRACES | CLOCK_KINDS | {"pcie_link_down", "pcie_recovery_failed"}
 )
 SENT_BY_BUS = frozenset((32, 80))  # commands that may have been damaged on their way over PCIe
-DRIVER_CHANGES = frozenset(
-    ("driver_unloaded", "driver_loaded", "driver_yielded", "module_conflict", "driver_version_mismatch")
-)
-DRIVER_TRACES = frozenset(
-    ("nvml_unavailable", "nvml_gpu_lost", "gpu_count_low", "inventory_changed", "gpu_not_in_nvml", "dcgm_unobservable")
-)
+DRIVER_CHANGES = frozenset((
+    "driver_unloaded", "driver_loaded", "driver_yielded", "module_conflict", "driver_version_mismatch", "node_driver_upgrade",
+))  # fmt: skip
+DRIVER_TRACES = frozenset((
+    "nvml_unavailable", "nvml_gpu_lost", "gpu_count_low", "inventory_changed", "gpu_not_in_nvml", "dcgm_unobservable",
+    "node_condition_gpu_lost", "node_condition_dcgm", "node_condition_unknown", "node_condition_diagnostics",
+))  # fmt: skip
+MEMORY_FAULTS = frozenset((
+    "ecc_uncorrectable", "ecc_corrected", "sram_threshold_exceeded", "row_remap_pending", "row_remap_failure", "row_remapped",
+    "retired_page", "retired_page_pending",
+))  # fmt: skip
 
 
 def is_fault(signal: Signal, catalog: Catalog | None = None) -> bool:
@@ -174,6 +179,14 @@ def _strong(signal: Signal) -> bool:
 
 
 _Test = Callable[[Signal], bool]
+_CHECK = "node_condition"
+
+
+def _checks(*names: str) -> _Test:
+    kinds = frozenset(f"{_CHECK}_{name}" for name in names) | {_CHECK}
+    return lambda signal: signal.kind in kinds
+
+
 _RELATIONS: tuple[tuple[_Test, _Test], ...] = (
     (_lost, _link_effect),  # its neighbours and the switches see the dead GPU's links fail
     (_lost, lambda s: s.kind in BUS_TRACES or s.kind in HANG_TRACES),
@@ -189,4 +202,18 @@ _RELATIONS: tuple[tuple[_Test, _Test], ...] = (
     (lambda s: s.kind == "host_power_event", lambda s: _lost(s) or s.kind in POWER_EFFECTS),
     (lambda s: s.kind in HOST_KINDS, lambda s: True),
     (lambda s: s.kind in DRIVER_CHANGES, lambda s: s.kind in DRIVER_TRACES),
+    # A check of the cluster finds later what was seen first hand; checks that fail together are one event.
+    (lambda s: s.kind == "xid", _checks("xid")),
+    (lambda s: s.kind in MEMORY_FAULTS or _xid(MEMORY_XIDS)(s), _checks("ecc", "diagnostics")),
+    (lambda s: _lost(s) or s.kind in BUS_TRACES, _checks("gpu_lost", "dcgm", "diagnostics", "pcie")),
+    (lambda s: s.kind in SIGNAL_KINDS or s.kind == "pcie_aer_fatal", _checks("pcie", "diagnostics")),
+    (_link_effect, _checks("nvlink", "diagnostics")),
+    (lambda s: s.kind in CLOCK_KINDS, _checks("thermal", "power", "diagnostics")),
+    (_firmware, _checks("process", "gpu_lost", "dcgm", "diagnostics", "unknown")),
+    (lambda s: s.kind in HANG_TRACES, _checks("process", "dcgm", "diagnostics", "unknown")),
+    (lambda s: s.kind in DRIVER_TRACES, _checks("driver", "gpu_lost", "dcgm", "diagnostics", "unknown")),
+    (lambda s: s.kind in NETWORK_KINDS, _checks("network")),
+    (lambda s: s.kind == "agent_silent" or s.kind in HOST_KINDS or _cut_off(s), lambda s: s.kind == "node_unreachable"),
+    (lambda s: s.kind == "node_unreachable", lambda s: s.kind == "agent_silent"),
+    (lambda s: s.kind.startswith(_CHECK), lambda s: s.kind.startswith(_CHECK)),
 )

@@ -10,7 +10,7 @@ import pytest
 
 from aggregator.model import Signal
 from aggregator.rules import read_log
-from aggregator.rules.kinds import COMMON, KINDS
+from aggregator.rules.kinds import CLUSTER_KINDS, COMMON, KINDS
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [
@@ -40,6 +40,7 @@ TYPED_ONLY = {
         "sysfs_read_stuck",
     ),
     *("sysfs_unreadable", "workloads_unobservable", "gpu_identity"),
+    *CLUSTER_KINDS,
 }
 
 

@@ -8,7 +8,10 @@ from aggregator.rules.burst import Burst
 from aggregator.rules.context import Context
 from aggregator.rules.finding import Finding, Rule, others
 
-CHANGES = ("driver_unloaded", "driver_loaded", "driver_yielded", "host_shutdown")
+CHANGES = (
+    *("driver_unloaded", "driver_loaded", "driver_yielded", "host_shutdown"),
+    *("node_driver_upgrade", "node_mig_change", "node_maintenance"),
+)
 TRACES = (
     "nvml_unavailable",
     "nvml_gpu_lost",
@@ -19,6 +22,11 @@ TRACES = (
     "gpu_not_in_nvml",
     "agent_silent",
     "collector_failed",
+    "node_condition_gpu_lost",
+    "node_condition_dcgm",
+    "node_condition_diagnostics",
+    "node_condition_unknown",
+    "node_unreachable",
 )
 
 
