@@ -82,7 +82,7 @@ async def _run(settings: Settings) -> None:
     spool.tell_losses_through(agent.encode_loss)
     probes = _serve_probes(settings.metrics_address, agent)
     try:
-        await agent.run(_sources(settings, agent, spool, boot_id), settings.socket_path, stop_on_signals())
+        await agent.run(_sources(settings, agent, spool, boot_id), _socket_path(settings), stop_on_signals())
     except (SocketInUse, OSError) as error:
         raise SettingsError("STATE_DIR", str(error)) from error
     finally:
@@ -136,11 +136,23 @@ def _boot_id(proc_root: Path) -> str:
 def _open_spool(state_dir: Path) -> Spool:
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(state_dir, os.W_OK | os.X_OK):
+        if not os.access(state_dir, os.W_OK | os.X_OK) and not _is_read_only_disk(state_dir):
             raise SettingsError("STATE_DIR", f"{state_dir} cannot be written")
         return Spool.open(state_dir)
     except (OSError, SpoolInUse) as error:
         raise SettingsError("STATE_DIR", f"cannot be used: {error}") from error
+
+
+def _socket_path(settings: Settings) -> Path | None:
+    """Where to answer on this node; None on a read-only disk, which is no reason not to observe."""
+    if not _is_read_only_disk(settings.state_dir):
+        return settings.socket_path
+    log.warning("%s is on a read-only disk: records are kept in memory, and no socket is served", settings.state_dir)
+    return None
+
+
+def _is_read_only_disk(directory: Path) -> bool:
+    return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
 
 
 def _serve_probes(address: tuple[str, int], agent: Agent) -> Probes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from node_agent.dial import Endpoint
-from node_agent.evidence import Fact, Inventory, Recorder, Snapshot
+from node_agent.evidence import Fact, Inventory, Observation, Phase, Recorder, Snapshot
 from node_agent.heartbeat import Heartbeat
 from node_agent.identity import Identity
 from node_agent.probes import Vitals
@@ -56,6 +57,7 @@ class Agent:
         self._latest: Snapshot | None = None
         self._bare_snapshot_due = time.monotonic() + FIRST_SNAPSHOT_SECONDS
         self._sync_lag_seconds = 0.0
+        self._spool_problem = ""
 
     def report(self, fact: Fact) -> None:
         """Take one fact from a collector into the spool."""
@@ -77,12 +79,13 @@ class Agent:
         assert self._sources is not None
         return self._complete(await self._sources.read_gpus(timeout_seconds))
 
-    async def run(self, sources: Sources, socket_path: Path, stop: asyncio.Event) -> None:
+    async def run(self, sources: Sources, socket_path: Path | None, stop: asyncio.Event) -> None:
         """Observe and deliver until `stop` is set, then take leave: collectors end, and the last facts go out as far as the server
-        takes them in time. Raises SocketInUse or OSError when the socket cannot be served."""
+        takes them in time. Without a path, no socket. Raises SocketInUse or OSError when the socket cannot be served."""
         self._sources = sources
         self._supervisor = Supervisor(sources.collectors, self.report)
-        async with serve_queries(socket_path, self._questions()), asyncio.TaskGroup() as group:
+        answering = serve_queries(socket_path, self._questions()) if socket_path else contextlib.nullcontext()
+        async with answering, asyncio.TaskGroup() as group:
             delivering = [group.create_task(self._heartbeat.run()), group.create_task(self._uplink.run())]
             self.report(self._own_fact("agent_started", f"agent {self._identity.agent_version} started"))
             observing = group.create_task(self._supervisor.run())
@@ -114,6 +117,7 @@ class Agent:
             evidence_by_kind=dict(self._evidence_by_kind),
             spool_bytes={each.name: each.end_offset - each.begin_offset for each in logs},
             unacked_bytes={each.name: each.end_offset - max(each.acked_offset, each.begin_offset) for each in logs},
+            spool_in_memory=bool(self._spool.problem),
             collector_states=dict(self._supervisor.states),
         )
 
@@ -135,9 +139,19 @@ class Agent:
 
     def _each_beat(self) -> None:
         self._sync_lag_seconds = self._measure_sync_lag()
+        self._tell_spool_problem(self._spool.problem)
         if (self._latest is None or not self._latest.gpus) and time.monotonic() >= self._bare_snapshot_due:
             self._bare_snapshot_due = time.monotonic() + SNAPSHOT_SECONDS
             self.report_snapshot(Snapshot(taken_at=time.time(), inventory=self._bare_inventory))
+
+    def _tell_spool_problem(self, problem: str) -> None:
+        """That nothing reaches the disk is evidence, begun and ended once: until it ends, the agent's death loses facts."""
+        if bool(problem) != bool(self._spool_problem):
+            phase = Phase.BEGAN if problem else Phase.ENDED
+            body = Observation(field="collector_spool", after=f"failed: {problem}" if problem else "running")
+            detail = problem or "the spool's disk takes records again"
+            self.report(Fact(source="agent", kind="collector_failed", phase=phase, detail=detail, body=body))
+        self._spool_problem = problem
 
     def _measure_sync_lag(self) -> float:
         events = self._spool.events

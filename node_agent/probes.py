@@ -49,6 +49,7 @@ class Vitals:
     evidence_by_kind: Mapping[str, int] = field(default_factory=dict)
     spool_bytes: Mapping[str, int] = field(default_factory=dict)
     unacked_bytes: Mapping[str, int] = field(default_factory=dict)
+    spool_in_memory: bool = False
     collector_states: Mapping[str, str] = field(default_factory=dict)  # "state" or "state: reason"
 
 
@@ -69,6 +70,9 @@ class AgentMetrics(Collector):
         yield _counters("evidence", "Facts reported, by kind.", "kind", vitals.evidence_by_kind)
         yield _gauges("spool_bytes", "Bytes that the spool log holds.", "log", vitals.spool_bytes)
         yield _gauges("unacked_bytes", "Bytes that no store has acknowledged.", "log", vitals.unacked_bytes)
+        yield _gauge(
+            "spool_in_memory", "1 while the disk takes nothing and memory alone keeps records.", vitals.spool_in_memory
+        )
         yield _collector_states(vitals.collector_states)
         yield _gauge("connected", "1 while a stream to the aggregator is open.", vitals.connected)
         yield _gauge(

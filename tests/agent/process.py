@@ -35,6 +35,7 @@ class AgentProcess:
             "GCM_SENTINEL_NVML": "off",
             **{f"GCM_SENTINEL_{name}": value for name, value in variables.items()},
         }
+        self.under: tuple[str, ...] = ()  # the command that starts it, if it is not started directly
         self.process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> AgentProcess:
@@ -51,7 +52,7 @@ class AgentProcess:
         """Start it, or start it again."""
         with self._log_path.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "node_agent", env=self.environment, stderr=log
+                *self.under, sys.executable, "-m", "node_agent", env=self.environment, stderr=log
             )
 
     async def stop(self, number: int = signal.SIGTERM) -> tuple[int, float]:

@@ -77,6 +77,7 @@ def test_metrics_say_how_the_agent_stands(served: Served) -> None:
         ("sentinel_agent_unacked_bytes", "samples"): 0,
         ("sentinel_agent_collector_state", "dcgm", "absent"): 1,
         ("sentinel_agent_collector_state", "kmsg", "running"): 1,
+        ("sentinel_agent_spool_in_memory",): 0,
         ("sentinel_agent_connected",): 1,
         ("sentinel_agent_sync_lag_seconds",): 1.5,
         ("sentinel_agent_loop_lag_seconds",): 0.01,

@@ -93,6 +93,32 @@ async def test_a_missing_kernel_log_is_evidence_and_one_line_with_the_way_out(
     assert "exception" not in record
 
 
+READ_ONLY = 'mount -t tmpfs none "$0" && mount -o remount,ro "$0" && exec "$@"'
+NAMESPACES = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not NAMESPACES, reason="needs `unshare -rm` to mount a disk")
+async def test_a_read_only_disk_is_said_and_blinds_nobody(aggregator: ScriptedAggregator, tmp_path: Path) -> None:
+    """A node whose disk has turned read-only may be failing: just then it must be seen."""
+    agent = AgentProcess(tmp_path, address(aggregator))
+    agent.state_dir.mkdir()
+    agent.under = ("unshare", "-rm", "sh", "-c", READ_ONLY, str(agent.state_dir))
+    async with agent:
+        await agent.logged("records are kept in memory, and no socket is served")
+        await connected(aggregator)
+        agent.kernel(XID.format(0))
+        await aggregator.until(lambda: lines(aggregator) == [XID.format(0)])
+        (fact,) = aggregator.evidence("collector_failed")
+        assert fact.phase == evidence_pb2.PHASE_BEGAN
+        assert "Read-only file system; records are kept in memory" in fact.detail
+        port = await agent.metrics_port()
+        page = await asyncio.to_thread(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read())
+        assert b"sentinel_agent_spool_in_memory 1.0" in page
+        code, seconds = await agent.stop()
+    assert (code, seconds < 5) == (0, True)
+    assert aggregator.evidence()[-1].kind == "agent_stopped"
+
+
 @pytest.mark.parametrize("trouble", ["nobody listens", "never says hello", "stopped reading"])
 async def test_it_leaves_in_time_whatever_the_aggregator_does(
     aggregator: ScriptedAggregator, tmp_path: Path, trouble: str
