@@ -19,7 +19,7 @@ from aggregator.investigator.redaction import Redactor
 LINK_REMOVED = "[link removed]"
 LONGEST_TITLE = 200
 
-_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+_COLOUR = re.compile(r"(?:\x1b|\\u001b|\\x1b|\\033)\[[0-9;:]*m")
 _BREAK = re.compile(r"\r\n?|[\v\f\x85\u2028\u2029]")
 _PLAIN = re.compile(r"[\n\t\x20-\x7e]*")
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))

@@ -36,24 +36,26 @@ _BARE = r"""[^\s"'`,;&<>(){}\\]+"""
 
 _AUTHORIZATION = r"(?:proxy-)?authorization" + _QUOTE + r"?\s*[:=]\s*" + _QUOTE + "?"
 
-# (kind, pattern): shapes that are secrets wherever they stand. The longest come first.
+_START = r"(\b|\\[nrtbf])"  # of a word; in JSON's text, an escaped line break may stand before it
+
+_END = r"-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
+_KEY_FILES = (
+    rf"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:{_END}|\z)",
+    rf"(?:[A-Za-z0-9+/=]{{16,}}(?:\s|\\n)+)+{_END}",  # its beginning was cut off
+)
+# (kind, pattern): shapes that are secrets wherever they stand.
 _SHAPES: tuple[tuple[str, str], ...] = (
-    (
-        "private-key",
-        r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\z)",
-    ),
-    ("private-key", r"(?:[A-Za-z0-9+/=]{16,}(?:\s|\\n)+)+-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"),
-    ("jwt", r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){0,3}"),
-    ("aws-key", r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b"),
-    ("github-token", r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
-    ("gitlab-token", r"\bgl(?:pat|ptt|dt|rt|cbt|ft|agent)-[A-Za-z0-9_-]{16,}"),
-    ("slack-token", r"\bxox[abeoprs]-[A-Za-z0-9-]{8,}|\bxapp-[A-Za-z0-9-]{8,}"),
-    ("webhook", r"(?i)\bhooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/_-]+"),
-    ("google-key", r"\bAIza[A-Za-z0-9_-]{30,}|\bya29\.[A-Za-z0-9_-]{16,}"),
-    ("api-key", r"\b(?:sk|pk|rk)[-_](?:[a-z]+[-_]){0,3}[A-Za-z0-9_-]{16,}"),
-    ("api-key", r"\b(?:nvapi|hf|npm|pypi|dapi|shpat|lin_api|dop_v1|doo_v1|dor_v1)[-_][A-Za-z0-9_-]{16,}"),
-    ("api-key", r"\bdapi[0-9a-f]{32}\b|\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|\bAGE-SECRET-KEY-1[A-Z0-9]{20,}"),
-    ("vault-token", r"\bhv[sbr]\.[A-Za-z0-9_-]{20,}"),
+    ("jwt", r"eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){0,3}"),
+    ("aws-key", r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b"),
+    ("github-token", r"(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
+    ("gitlab-token", r"gl(?:pat|ptt|dt|rt|cbt|ft|agent)-[A-Za-z0-9_-]{16,}"),
+    ("slack-token", r"xox[abeoprs]-[A-Za-z0-9-]{8,}|xapp-[A-Za-z0-9-]{8,}"),
+    ("webhook", r"(?i)hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/_-]+"),
+    ("google-key", r"AIza[A-Za-z0-9_-]{30,}|ya29\.[A-Za-z0-9_-]{16,}"),
+    ("api-key", r"(?:sk|pk|rk)[-_](?:[a-z]+[-_]){0,3}[A-Za-z0-9_-]{16,}"),
+    ("api-key", r"(?:nvapi|hf|npm|pypi|dapi|shpat|lin_api|dop_v1|doo_v1|dor_v1)[-_][A-Za-z0-9_-]{16,}"),
+    ("api-key", r"dapi[0-9a-f]{32}\b|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|AGE-SECRET-KEY-1[A-Z0-9]{20,}"),
+    ("vault-token", r"hv[sbr]\.[A-Za-z0-9_-]{20,}"),
 )
 
 # (kind, pattern): group 1 stays, group 2 is the secret.
@@ -62,15 +64,15 @@ _NAMED: tuple[tuple[str, str], ...] = (
     ("authorization", r"(?i)(" + _AUTHORIZATION + r"(?:bearer|basic|negotiate|token)\s+)(" + _BARE + ")"),
     ("authorization", r"(?i)(" + _AUTHORIZATION + r""")([^\r\n"'\\]{2,})"""),
     ("cookie", r"""(?i)((?:set-)?cookie\s*:\s*)([^\r\n"'\\]{2,})"""),
-    ("bearer", r"""(?i)(\b(?:bearer|basic)(?:\s+|%20))([A-Za-z0-9._~+/=-]{8,})"""),
-    ("credentials", r"""(\s(?:-u|--user|--proxy-user)[ =]["']?)([^\s"':]*:[^\s"']+)"""),
+    ("bearer", r"""(?i)((?:bearer|basic)(?:\s+|%20))([A-Za-z0-9._~+/=-]{8,})"""),
+    ("credentials", r"""((?:\s|\\n)(?:-u|--user|--proxy-user)[ =]["']?)([^\s"':]*:[^\s"']+)"""),
     (
         "secret",
         r"(?i)((?:^|[^a-z0-9]|[a-z0-9])(?:"
         + _NAME
         + r")"
         + _QUOTE
-        + r"?\s*(?:=>|:=|[:=])\s*(?:[|>][+-]?\s*\n\s*)?)("
+        + r"?\s*(?:=>|:=|[:=])\s*(?:[|>][+-]?\s*(?:\n|\\n)\s*)?)("
         + _QUOTED
         + "|"
         + _BARE
@@ -79,7 +81,7 @@ _NAMED: tuple[tuple[str, str], ...] = (
     ("secret", r"(?i)(--?[a-z0-9-]*(?:" + _NAME + r")\s+)(" + _QUOTED + "|" + _BARE + ")"),
 )
 _BLOCK = r"[A-Za-z0-9+/]{64}={0,2}"
-_CODED = r"[A-Za-z0-9+/_-]{" + str(SMALLEST_CODED) + r",}={0,2}"
+_CODED = r"((?:\\[nrt])?)([A-Za-z0-9+/_-]{" + str(SMALLEST_CODED) + r",}={0,2})"
 # What may stand behind a secret's name and is none: numbers that registers and addresses are written as, and empty words.
 _HARMLESS = (
     r"""(?i)["'\\]*(?:0x[0-9a-f]{1,16}|true|false|null|none|nil|yes|no|\*+|<[a-z _-]*>|(?:GPU|MIG)-[0-9a-f-]{36}"""
@@ -95,7 +97,8 @@ def _compiled(pattern: str) -> Any:
     return re2.compile(pattern.encode(), _OPTIONS)
 
 
-_SHAPE_PATTERNS = tuple((_mark(kind), _compiled(pattern)) for kind, pattern in _SHAPES)
+_SHAPE_PATTERNS = tuple((rb"\1" + _mark(kind), _compiled(_START + f"(?:{pattern})")) for kind, pattern in _SHAPES)
+_KEY_FILE_PATTERNS = tuple(_compiled(pattern) for pattern in _KEY_FILES)
 _NAMED_PATTERNS = tuple((kind, _compiled(pattern)) for kind, pattern in _NAMED)
 _BLOCK_PATTERN, _CODED_PATTERN, _HARMLESS_PATTERN = _compiled(_BLOCK), _compiled(_CODED), _compiled(_HARMLESS)
 _SECRET_NAME = _compiled(r"(?i).*(?:" + _NAME + r")")
@@ -140,6 +143,8 @@ def _forms(secret: str) -> Iterable[str]:
 
 
 def _without_secrets(raw: bytes) -> bytes:
+    for pattern in _KEY_FILE_PATTERNS:
+        raw = pattern.sub(_mark("private-key"), raw)
     for mark, pattern in _SHAPE_PATTERNS:
         raw = pattern.sub(mark, raw)
     for kind, pattern in _NAMED_PATTERNS:
@@ -176,15 +181,16 @@ def _without_coded(raw: bytes) -> bytes:
 
 
 def _decoded_clean(match: Any) -> bytes:
-    coded: bytes = match.group(0)
+    whole: bytes = match.group(0)
+    coded: bytes = match.group(2)
     if len(coded) > LARGEST_CODED or not _is_mixed(coded):
-        return coded
+        return whole
     plain = coded.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
     try:
         text = base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
     except binascii.Error:
-        return coded
-    return _mark("encoded-secret") if _without_secrets(text) != text else coded
+        return whole
+    return bytes(match.group(1)) + _mark("encoded-secret") if _without_secrets(text) != text else whole
 
 
 def _is_mixed(text: bytes) -> bool:
