@@ -9,10 +9,11 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import ssl
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 
 import httpx2
@@ -26,11 +27,17 @@ from aggregator.identity import Authenticator, IdentityUnusable, LocalTrust, Tok
 from aggregator.investigator.assembly import Investigator, InvestigatorUnusable, assemble
 from aggregator.investigator.sources import Registry
 from aggregator.investigator.work import own_node
+from aggregator.kube.access import AccessWrong, NoCluster, find_access
+from aggregator.kube.client import KubeClient
+from aggregator.kube.errors import ApiError
+from aggregator.kube.walls import WallAbsent, Walls
 from aggregator.outputs import Target
+from aggregator.outputs.annotations import Annotations
 from aggregator.outputs.courier import Couriers
 from aggregator.outputs.endpoints import Endpoint, EndpointsUnusable, read_endpoints
 from aggregator.outputs.log import AssessmentLog
 from aggregator.outputs.metrics import Metrics
+from aggregator.outputs.node_events import NodeEvents
 from aggregator.outputs.webhook import Webhook, open_client
 from aggregator.outputs.wording import Site
 from aggregator.pipeline import Pipeline, read_record
@@ -81,8 +88,8 @@ async def serve(settings: Settings) -> None:
     with _naming("DATABASE_URL" if settings.database_url else "STATE_DIR", StoreUnusable):
         store = Store(settings.database, read_record)
     try:
-        async with open_client() as client:
-            targets = _targets(settings, endpoints, client)
+        async with open_client() as client, _cluster(settings) as cluster:
+            targets = [*_webhooks(settings, endpoints, client), *await _node_targets(settings, store, cluster)]
             await _serve(settings, store, metrics, registry, authenticator, catalog, targets)
     finally:
         await store.close()
@@ -151,7 +158,7 @@ def _investigator(
         made = assemble(settings, pipeline.store, metrics, context, Registry.of(), own_node, pipeline.join_outcomes)
     except InvestigatorUnusable as error:
         raise StartRefused(f"{PREFIX}{error}") from error
-    pipeline.on_judged = made.queue.note
+    pipeline.on_judged, pipeline.on_saved = made.queue.note, made.queue.wake
     return made
 
 
@@ -162,8 +169,49 @@ def _http(variable: str, address: Address, app: Starlette, tls: Settings | None 
         return HttpServer(app, address.host, address.port, certificate=certificate, key=key)
 
 
-def _targets(settings: Settings, endpoints: Sequence[Endpoint], client: httpx2.AsyncClient) -> list[Target]:
-    """Whoever is told of assessments and is elsewhere."""
+@asynccontextmanager
+async def _cluster(settings: Settings) -> AsyncIterator[KubeClient | None]:
+    """The API server's client; None where there is no cluster, or none is wanted."""
+    if settings.kubernetes == "off":
+        yield None
+        return
+    try:
+        client = KubeClient(find_access(os.environ, wanted=settings.kubernetes == "on"))
+        log.info("cluster_found", configuration=await client.check())
+    except AccessWrong as error:
+        raise StartRefused(f"{PREFIX}KUBERNETES: {error}") from error
+    except NoCluster as error:
+        if settings.kubernetes == "on":
+            raise StartRefused(f"{PREFIX}KUBERNETES: {error}") from error
+        log.info("no_cluster", reason=str(error), consequence="this aggregator works on agents alone")
+        yield None
+        return
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def _node_targets(settings: Settings, store: Store, cluster: KubeClient | None) -> list[Target]:
+    """What is written on the cluster's nodes. Raises StartRefused where the mode's last wall is seen to be absent."""
+    if cluster is None:
+        if settings.action_mode != "recommend":
+            raise StartRefused(f"{PREFIX}ACTION_MODE: {settings.action_mode} needs a cluster, and there is none")
+        return []
+    targets: list[Target] = [NodeEvents(cluster, socket.gethostname())]
+    if settings.action_mode != "recommend":
+        walls = Walls(cluster, settings.action_mode)
+        try:
+            await walls.check()
+        except WallAbsent as error:
+            raise StartRefused(f"{PREFIX}ACTION_MODE: {error}") from error
+        except ApiError as error:
+            log.warning("walls_not_proved", reason=str(error), consequence="nothing is written until they are")
+        targets.append(Annotations(cluster, store, walls))
+    return [target for target in targets if target.route.target not in settings.outputs_off]
+
+
+def _webhooks(settings: Settings, endpoints: Sequence[Endpoint], client: httpx2.AsyncClient) -> list[Target]:
     known = {*OUTPUTS, *(endpoint.name for endpoint in endpoints)}
     if unknown := sorted({*settings.outputs_off} - known):
         raise StartRefused(f"{PREFIX}OUTPUTS_OFF: {unknown[0]!r} is none of {', '.join(sorted(known))}")
@@ -201,7 +249,7 @@ def _naming(variable: str, *kinds: type[Exception]) -> Iterator[None]:
 def _warn_of_what_is_not_there(settings: Settings) -> None:
     """Settings that are checked already and that nothing in this version acts on."""
     asked = (
-        ("ACTION_MODE", settings.action_mode, settings.action_mode != "recommend"),
+        ("ACTION_MODE", settings.action_mode, settings.action_mode == "execute"),
         ("KUBERNETES", settings.kubernetes, settings.kubernetes == "on"),
     )
     for name, value, without_effect in asked:

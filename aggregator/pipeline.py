@@ -148,6 +148,7 @@ class Pipeline:
         self._rules = correlator.rules_of(context.catalog)
         self.on_snapshots: Callable[[Iterable[NodeState]], None] = lambda _: None
         self.on_judged: Judged = lambda *_: None
+        self.on_saved: Callable[[], None] = lambda: None  # what on_judged wrote can be read
         self.last_stored_id = 0
         self._inventories: dict[str, tuple[Gpu, ...]] = {}  # nodes whose GPU names the correlator has yet to learn
         self._outputs = outputs
@@ -230,6 +231,7 @@ class Pipeline:
         """Make the step durable, and only then go on from it."""
         if concluded.judgements or concluded.joined or concluded.cursor - self._saved_cursor > SAVE_CURSOR_ROWS:
             await self.store.write(partial(self._save, concluded=concluded))
+            self.on_saved()
             self._saved_cursor = concluded.cursor
         self._state, self._cursor = concluded.state, concluded.cursor
         self._metrics.queue_depth(max(0, self.last_stored_id - self._cursor))

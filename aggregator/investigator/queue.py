@@ -92,7 +92,6 @@ class Queue:
         self._rules = rules
         self._counts = counts
         self._ended = ended  # tells the pipeline that an outcome waits to be joined
-        self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._running: set[str] = set()
         self._followers: defaultdict[str, set[asyncio.Queue[Progress]]] = defaultdict(set)
@@ -100,14 +99,15 @@ class Queue:
     # --- what is wanted
 
     def note(self, connection: Connection, judgements: Sequence[Judgement], now_us: int) -> None:
-        """Queue what was judged and is worth it. Part of the judging transaction, on the writer's thread."""
-        noted = False
+        """Queue what was judged and is worth it. Part of the judging transaction, on the writer's thread; `wake` follows it."""
         for judgement in judgements:
             wanted = self._wanted(judgement.incident, judgement.assessment)
             if wanted is not None:
-                noted |= self._want(connection, wanted, now_us) is not None
-        if noted:
-            self._loop.call_soon_threadsafe(self._wake.set)
+                self._want(connection, wanted, now_us)
+
+    def wake(self) -> None:
+        """What was noted is committed."""
+        self._wake.set()
 
     def _wanted(self, incident: Incident, assessment: Assessment | None) -> Wanted | None:
         urgency = priority(incident, assessment, self._rules.mode) if assessment is not None else None

@@ -97,7 +97,7 @@ async def looking(
     async with running(database, notebook) as host:
         rules = Rules("auto", at_once, cooldown, budget, quiet_seconds=0.1)
         queue = Queue(host.store, run, rules, counts, host.pipeline.join_outcomes)
-        host.pipeline.on_judged = queue.note
+        host.pipeline.on_judged, host.pipeline.on_saved = queue.note, queue.wake
         task = asyncio.create_task(queue.work())
         try:
             yield host, queue, counts, notebook
