@@ -114,11 +114,13 @@ class LogReader:
         if readings is None:
             readings = readings_of(line, grammars)
         boot_id, since_us = self._boots.place(line, [reading.kind for reading in readings])
-        signals = list(self._signals(replace(line, boot_id=boot_id), readings, number, raw))
+        signals = list(self._signals(line, boot_id, readings, number, raw))
         self.lines_matched += bool(readings)
         self._gathered.add(signals, line.text, number, since_us)
 
-    def _signals(self, line: Line, readings: Iterable[Reading], number: int, raw: str) -> Iterator[Signal]:
+    def _signals(
+        self, line: Line, boot_id: str, readings: Iterable[Reading], number: int, raw: str
+    ) -> Iterator[Signal]:
         identity = f"{self._name}:L{number}" if self._name else f"L{number}"
         for position, reading in enumerate(readings, start=1):
             self._names.learn(line.host, reading)
@@ -138,7 +140,7 @@ class LogReader:
                 line=number,
                 raw=raw.strip(),
                 source="log",
-                boot_id=line.boot_id,
+                boot_id=boot_id,
                 trust=trust_of(reading.kind),
                 attributes=_with_uptime(reading, line.uptime_us),
                 count=reading.count,

@@ -45,10 +45,11 @@ def uncoloured(text: str) -> str:
     return text
 
 
-def clean(raw: str) -> str:
-    """A raw line without colours, carriage returns, quote marks, bullets and Markdown ticks; blanks in front are kept."""
-    text = uncoloured(raw[:MAX_LINE].rstrip("\r\n \t\0"))
-    text = text.lstrip("\ufeff").replace("\xa0", " ")
+def clean(text: str) -> str:
+    """An uncoloured line without carriage returns, quote marks, bullets and Markdown ticks; blanks in front are kept."""
+    text = text[:MAX_LINE].rstrip("\r\n \t\0").lstrip("\ufeff")
+    if not text.isascii():
+        text = text.replace("\xa0", " ")
     head = text.lstrip()[:1]
     if head == ">" and (quote := _QUOTE.match(text)):
         text = text[quote.end() :]
@@ -62,7 +63,7 @@ def clean(raw: str) -> str:
 
 def parse(raw: str, *, now_us: int | None = None) -> Line:
     """The message of a raw line. `now_us` gives times without a year theirs: the last that is not to come."""
-    return parse_clean(clean(raw), now_us=now_us)
+    return parse_clean(clean(uncoloured(raw)), now_us=now_us)
 
 
 def parse_clean(text: str, *, now_us: int | None = None) -> Line:

@@ -53,12 +53,17 @@ class Dress:
         self.origin, self.program = Origin.PROGRAM, tag
 
     def line(self, indent: int) -> Line:
-        """The message as grammars get it."""
+        """The message as grammars get it; impossible times are left out."""
+        at_us, uptime_us = self.at_us, self.uptime_us
+        if at_us is not None and not 0 <= at_us < _LATEST_US:
+            at_us = None
+        if uptime_us is not None and not 0 <= uptime_us < _LONGEST_UPTIME_US:
+            uptime_us = None
         return Line(
             text=self.text.rstrip(),
             origin=self.origin,
-            at_us=_possible(self.at_us, _LATEST_US),
-            uptime_us=_possible(self.uptime_us, _LONGEST_UPTIME_US),
+            at_us=at_us,
+            uptime_us=uptime_us,
             host=self.host,
             program=self.program,
             facility=self.facility,
@@ -66,7 +71,3 @@ class Dress:
             indent=indent,
             boot_id=self.boot_id,
         )
-
-
-def _possible(time_us: int | None, limit_us: int) -> int | None:
-    return time_us if time_us is not None and 0 <= time_us < limit_us else None

@@ -42,7 +42,7 @@ class Origin(Enum):
     UNKNOWN = "unknown"  # pasted without a prefix
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would cost as much as a grammar; nobody changes one
 class Line:
     """One message without its log's prefix."""
 
@@ -64,7 +64,7 @@ class Line:
         return self.origin is not Origin.UNKNOWN or self.at_us is not None or self.uptime_us is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would cost as much as a grammar; nobody changes one
 class Reading:
     """A signal before it has an identity: what one line says."""
 
@@ -123,6 +123,8 @@ def present(**attributes: Scalar) -> dict[str, Scalar]:
 def worst_word(text: str) -> str:
     """What a line whose meaning is unknown says about itself: error, warning or info."""
     lowered = text.lower()
-    if any(word in lowered for word in _ERROR_WORDS):
-        return "error"
-    return "warning" if any(word in lowered for word in _WARNING_WORDS) else "info"
+    for name, words in (("error", _ERROR_WORDS), ("warning", _WARNING_WORDS)):
+        for word in words:  # plain loops: every line of the driver comes through here
+            if word in lowered:
+                return name
+    return "info"

@@ -80,7 +80,8 @@ def _graphics(text: str) -> Attributes:
 
 
 def _mmu_fault(text: str) -> Attributes:
-    where, fault = _MMU.search(text), _FAULT_TYPE.search(text)
+    where = _MMU.search(text) if "faulted @" in text else None
+    fault = _FAULT_TYPE.search(text) if "FAULT_" in text else None
     engine, client, address = where.groups() if where else (None, None, None)
     fault_type, access = fault.groups() if fault else (None, None)
     return present(engine=engine, client=client, address=address, fault_type=fault_type, access=access)
