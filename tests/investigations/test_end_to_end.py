@@ -21,14 +21,13 @@ from protos.v1 import sentinel_pb2, sentinel_pb2_grpc
 from tests.doubles.llm import KEY, Asked, ScriptedLlm, Status, Step, answer, call
 
 LINE = "NVRM: Xid (PCI:{gpu5}): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
-QUOTE = "GPU has fallen off the bus."
 
 
 def looks_and_concludes(asked: Asked) -> Step:
     """Asks one tool, then concludes from the first fact."""
     if asked.turns == 0:
         return call("explain_code", code="xid 79")
-    item = re.search(r"\b(e\d+)\b", asked.user_texts[0])
+    quote = re.search(r"Xid \(PCI:[^)]*\): 79, .* fallen off the bus\.", asked.user_texts[0])
     return answer(
         {
             "severity": "critical",
@@ -40,7 +39,7 @@ def looks_and_concludes(asked: Asked) -> Step:
                 {
                     "role": "root_cause",
                     "text": "The GPU left the PCIe bus (XID 79).",
-                    "support": [{"id": item[1] if item else "e1", "quote": QUOTE}],
+                    "support": [{"id": "e1", "quote": quote[0] if quote else ""}],
                 },
                 {"role": "finding", "text": "The rack lost power.", "support": [{"id": "e1", "quote": "AC lost"}]},
             ],
@@ -121,6 +120,7 @@ def test_a_fault_is_looked_into_and_the_verdict_says_what_was_proved(tmp_path: P
     assert [claim.text for claim in found.claims] == ["The GPU left the PCIe bus (XID 79)."]
     assert [claim.text for claim in found.dropped_claims] == ["The rack lost power."]
     assert found.citations[0] in {part.evidence_id for claim in found.claims for part in claim.support}
+    assert {part.trust for claim in found.claims for part in claim.support} == {"hardware"}
     assert found.model == "claude-sonnet-5-5"
     assert found.cost_usd > 0
     assert transcript.returncode == 0
