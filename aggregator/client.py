@@ -30,17 +30,18 @@ class CommandFailed(Exception):
 
 
 @contextmanager
-def connect() -> Iterator[tuple[sentinel_pb2_grpc.SentinelServiceStub, _Metadata]]:
-    """A stub and the metadata to send with each call. Raises CommandFailed, also for a call inside the block that fails."""
+def connect(settings: Client | None = None) -> Iterator[tuple[sentinel_pb2_grpc.SentinelServiceStub, _Metadata]]:
+    """A stub and the metadata to send with each call; without settings, to the aggregator that the environment names. Raises
+    CommandFailed, also for a call inside the block that fails."""
     try:
-        settings = Client.from_environment()
-        metadata = _metadata(settings)
-        with _channel(settings) as channel:
+        asked = settings or Client.from_environment()
+        metadata = _metadata(asked)
+        with _channel(asked) as channel:
             yield sentinel_pb2_grpc.SentinelServiceStub(channel), metadata
     except SettingsError as error:
         raise CommandFailed(USAGE, str(error)) from error
     except grpc.RpcError as error:
-        raise _failure(error, str(settings.aggregator_address)) from error
+        raise _failure(error, str(asked.aggregator_address)) from error
 
 
 def report(error: CommandFailed) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -11,6 +12,7 @@ from google.protobuf import json_format
 
 from aggregator import wire
 from aggregator.client import CALL_SECONDS, CommandFailed, connect, report
+from aggregator.commands.private_aggregator import private_aggregator
 from aggregator.render import render_text, visible
 from protos.v1 import sentinel_pb2
 
@@ -28,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--message", default="", metavar="M", help="the condition's message: a hint")
     parser.add_argument("--incident", default="", metavar="ID", help="this incident")
+    parser.add_argument(
+        "--standalone",
+        action="store_true",
+        help="with no aggregator running: start one for this question, with the settings of `serve` from the environment",
+    )
     parser.add_argument("--json", action="store_true", help="the incident with its assessment as one JSON object")
 
 
@@ -55,7 +62,11 @@ def _investigate(arguments: argparse.Namespace) -> sentinel_pb2.Incident:
         message=arguments.message,
         incident_id=arguments.incident,
     )
-    with connect() as (stub, metadata):
+    if arguments.standalone and not arguments.condition:
+        raise CommandFailed(2, "--standalone knows no incidents: say what is wrong with --condition")
+    with contextlib.ExitStack() as stack:
+        private = stack.enter_context(private_aggregator()) if arguments.standalone else None
+        stub, metadata = stack.enter_context(connect(private))
         incident_id = ""
         for step in stub.Investigate(request, metadata=metadata, timeout=LONGEST_SECONDS):
             _show(step)

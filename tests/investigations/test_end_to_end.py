@@ -152,6 +152,29 @@ def test_a_person_has_a_node_looked_into_and_reads_the_verdict(tmp_path: Path, m
 
 
 @pytest.mark.slow
+def test_without_an_aggregator_one_is_started_for_the_question(model: ScriptedLlm) -> None:
+    def ask(**variables: str) -> subprocess.CompletedProcess[str]:
+        chosen = {f"GCM_SENTINEL_{name}": value for name, value in variables.items()}
+        question = ("investigate", "gpu-9", "--standalone", "--condition", "GcmXidErrorsProblem", "--json")
+        return subprocess.run(
+            [Path(sys.executable).with_name("gcm-sentinel"), *question],
+            env={**os.environ, **chosen},
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+
+    done = ask(LLM_API="anthropic", API_KEY=KEY, LLM_BASE_URL=model.url, KUBERNETES="off")
+    wrong = ask(LLM_API="anthropic", KUBERNETES="off")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["node"] == "gpu-9"
+    assert found["assessment"]["investigation_id"]
+    assert (wrong.returncode, "GCM_SENTINEL_API_KEY" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.slow
 def test_a_model_that_is_down_leaves_the_rules_verdict_and_says_so(tmp_path: Path) -> None:
     with ScriptedLlm(lambda asked: Status(529)) as llm:
         cluster = Cluster(tmp_path, llm)
