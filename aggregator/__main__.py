@@ -90,7 +90,7 @@ async def serve(settings: Settings) -> None:
     try:
         async with open_client() as client, _cluster(settings) as cluster:
             targets = [*_webhooks(settings, endpoints, client), *await _node_targets(settings, store, cluster)]
-            await _serve(settings, store, metrics, registry, authenticator, catalog, targets)
+            await _serve(settings, store, metrics, registry, authenticator, catalog, targets, cluster)
     finally:
         await store.close()
     log.info("stopped")
@@ -104,6 +104,7 @@ async def _serve(
     authenticator: Authenticator,
     catalog: rules.Catalog,
     targets: Sequence[Target],
+    cluster: KubeClient | None,
 ) -> None:
     sessions = Sessions(Limits().max_streams)
     couriers = Couriers(store, targets, metrics)
@@ -123,6 +124,8 @@ async def _serve(
         port = await server.start(str(settings.grpc_address), _tls(settings))
     _log_banner(settings, catalog, port, measured.port, pages.port)
     _warn_of_what_is_not_there(settings)
+    if cluster is None and settings.kubernetes != "off":
+        log.info("no_cluster", consequence="this aggregator works on agents alone")
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -177,13 +180,12 @@ async def _cluster(settings: Settings) -> AsyncIterator[KubeClient | None]:
         return
     try:
         client = KubeClient(find_access(os.environ, wanted=settings.kubernetes == "on"))
-        log.info("cluster_found", configuration=await client.check())
+        await client.check()
     except AccessWrong as error:
         raise StartRefused(f"{PREFIX}KUBERNETES: {error}") from error
     except NoCluster as error:
         if settings.kubernetes == "on":
             raise StartRefused(f"{PREFIX}KUBERNETES: {error}") from error
-        log.info("no_cluster", reason=str(error), consequence="this aggregator works on agents alone")
         yield None
         return
     try:
@@ -250,7 +252,6 @@ def _warn_of_what_is_not_there(settings: Settings) -> None:
     """Settings that are checked already and that nothing in this version acts on."""
     asked = (
         ("ACTION_MODE", settings.action_mode, settings.action_mode == "execute"),
-        ("KUBERNETES", settings.kubernetes, settings.kubernetes == "on"),
     )
     for name, value, without_effect in asked:
         if without_effect:

@@ -6,6 +6,7 @@ too generous a role: so a mode that writes to nodes is taken up only where every
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from aggregator.kube.client import Json, KubeClient
 from aggregator.kube.errors import ApiError, Forbidden, Invalid
 
 Mode = Literal["annotate", "execute"]
+
+PROVED_SECONDS = 600.0
 
 NAME = "example.com/gcm-sentinel-probe"  # outside our prefix
 DRY = {"dryRun": "All"}
@@ -46,6 +49,21 @@ async def prove(client: KubeClient, mode: Mode) -> None:
                 f"in {mode} mode an admission policy must deny this account to {probe.what}, and nothing does: "
                 "apply the chart's ValidatingAdmissionPolicy"
             )
+
+
+class Walls:
+    """The proof for one mode, which holds for a while."""
+
+    def __init__(self, client: KubeClient, mode: Mode) -> None:
+        self._client = client
+        self._mode = mode
+        self._proved_until = 0.0
+
+    async def check(self, *, anew: bool = False) -> None:
+        """As `prove`; asks again after a while, or at once."""
+        if anew or time.monotonic() >= self._proved_until:
+            await prove(self._client, self._mode)
+            self._proved_until = time.monotonic() + PROVED_SECONDS
 
 
 async def _probes(client: KubeClient, mode: Mode) -> AsyncIterator[Probe]:

@@ -12,6 +12,7 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 from aggregator.kube.client import KubeClient
+from aggregator.kube.walls import Walls
 from aggregator.model import SEVERITY_ORDER, Action, Assessment, Incident, Resolution
 from aggregator.outputs.cluster import LANES, PER_MINUTE, node_uid, translated
 from aggregator.outputs.wording import Site, notice, plain
@@ -32,10 +33,11 @@ class Annotations:
     per_minute = PER_MINUTE
     lanes = LANES
 
-    def __init__(self, client: KubeClient, store: Store) -> None:
+    def __init__(self, client: KubeClient, store: Store, walls: Walls) -> None:
         self.route = Route("annotations", Audience.SHOWN)
         self._client = client
         self._store = store
+        self._walls = walls
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def send(self, message: Waiting) -> None:
@@ -45,6 +47,7 @@ class Annotations:
         async with lock:  # else what was read first could be written last
             found = await self._store.read(partial(queries.list_incidents, node=node))
             with translated():
+                await self._walls.check()
                 await self._apply(node, values_of(worst(found)))
 
     async def _apply(self, node: str, values: dict[str, str]) -> None:

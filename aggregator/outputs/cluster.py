@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from aggregator.kube.client import KubeClient
 from aggregator.kube.errors import ApiError, Conflict, Invalid, NotFound, TooManyRequests
+from aggregator.kube.walls import WallAbsent
 from aggregator.outputs import Refused, Unavailable
 
 LANES = 8  # requests at a time
@@ -24,7 +25,7 @@ def translated() -> Iterator[None]:
         raise Unavailable(str(error), error.retry_after_seconds) from error
     except Conflict as error:
         raise Unavailable(f"the object changed meanwhile: {error}") from error
-    except ApiError as error:
+    except (ApiError, WallAbsent) as error:
         raise Unavailable(str(error)) from error
 
 

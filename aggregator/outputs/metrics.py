@@ -17,8 +17,8 @@ from aggregator.rules.kinds import KINDS
 OTHER = "other"
 SOURCES = frozenset(
     (
-        "agent", "aggregator", "dcgm", "gap", "kmsg", "kmsg_previous_boot", "kmsg_storm", "nvml", "proc", "pstore", "sysfs",
-        "workloads",
+        "agent", "aggregator", "dcgm", "gap", "kmsg", "kmsg_previous_boot", "kmsg_storm", "kubernetes", "nvml", "operator", "proc",
+        "pstore", "sysfs", "workloads",
     )
 )  # fmt: skip
 EVIDENCE_KINDS = frozenset((*KINDS, "kernel_line"))
@@ -171,6 +171,16 @@ class Metrics:
         """Whether the disk refuses: then nothing is acknowledged."""
         self._unwritable.labels(self._cluster).set(unwritable)
 
+    # --- the cluster
+
+    def watch_up(self, up: bool) -> None:
+        """Whether the API server tells us of its nodes."""
+        self._watch_up.labels(self._cluster, "nodes").set(up)
+
+    def cluster_rejected(self, what: str) -> None:
+        """Something of the API server's could not be taken up; `what` is one of a few fixed words."""
+        self._rejected.labels(self._cluster, what).inc()
+
     # --- deliveries
 
     def delivered(self, target: str, outcome: str, count: int) -> None:
@@ -268,6 +278,14 @@ class Metrics:
         )
         self._unwritable = self._gauge(
             "sentinel_store_unwritable", "1 while the disk refuses, so that nothing is stored and nothing acknowledged."
+        )
+        self._watch_up = self._gauge(
+            "sentinel_kubernetes_watch_up",
+            "1 while the API server tells us of changes; absent where there is no cluster.",
+            "resource",
+        )
+        self._rejected = self._counter(
+            "sentinel_kubernetes_rejected_total", "What the API server told and nobody could take up.", "what"
         )
         for metric in (self._waiting, self._lost, self._queue_depth, self._lag, self._agents, self._unwritable):
             metric.labels(self._cluster)  # present from the start: absent and zero are different answers

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aggregator.kube.access import find_access
 from aggregator.kube.client import KubeClient
+from aggregator.kube.walls import Walls
 from aggregator.model import Action, Resolution, Severity
 from aggregator.outputs.annotations import Annotations
 from aggregator.outputs.node_events import NodeEvents
 from aggregator.store.deliveries import Waiting
 from tests.cluster import components
 from tests.cluster.api_server import ADMIN, ApiServer, Object
-from tests.outputs.conftest import Desk, fault, judged, resolved
+from tests.cluster.walls import await_allowed, standing
+from tests.outputs.conftest import SOON, Desk, fault, judged, resolved
 from tests.server.aggregator import eventually
 
 EVENTS = "/api/v1/namespaces/default/events"
-GET_NODES = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}
+GET_NODES = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list"]}
+LIST_PODS = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
 WRITE_EVENTS = {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"]}
 PATCH_NODES = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}
 
@@ -36,6 +40,22 @@ async def client(api_server: ApiServer, tmp_path: Path) -> AsyncIterator[KubeCli
     opened = connect(api_server, tmp_path)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def confined(api_server: ApiServer, tmp_path: Path) -> AsyncIterator[KubeClient]:
+    """A client of the account as which the aggregator runs in annotate mode, its last wall standing."""
+    api_server.node("a-node")
+    token = api_server.service_account("sentinel", [GET_NODES, LIST_PODS, PATCH_NODES, WRITE_EVENTS])
+    await asyncio.to_thread(await_allowed, api_server, token, "a-node")
+    with standing(api_server, "annotate", "system:serviceaccount:default:sentinel", token, "a-node"):
+        opened = connect(api_server, tmp_path, token)
+        yield opened
+        await opened.close()
+
+
+def annotating(client: KubeClient, desk: Desk) -> Annotations:
+    return Annotations(client, desk.store, Walls(client, "annotate"))
 
 
 def events(server: ApiServer) -> list[Object]:
@@ -108,15 +128,15 @@ async def test_an_event_is_bounded_whatever_it_says(desk: Desk, api_server: ApiS
 
 
 async def test_a_node_that_is_not_in_the_cluster_is_told_nothing(
-    desk: Desk, api_server: ApiServer, client: KubeClient
+    desk: Desk, api_server: ApiServer, confined: KubeClient
 ) -> None:
     """And is not made by telling it."""
-    async with desk.delivering(NodeEvents(client, "pod-1"), Annotations(client, desk.store)):
+    async with desk.delivering(NodeEvents(confined, "pod-1"), annotating(confined, desk)):
         await desk.tell(fault(), judged(fault()))
         await desk.idle()
     assert await desk.rows() == []
     assert events(api_server) == []
-    assert api_server.request("GET", "/api/v1/nodes")["items"] == []
+    assert [node["metadata"]["name"] for node in api_server.request("GET", "/api/v1/nodes")["items"]] == ["a-node"]
 
 
 async def test_kubectl_describe_shows_it(desk: Desk, api_server: ApiServer, client: KubeClient, tmp_path: Path) -> None:
@@ -136,10 +156,10 @@ async def test_kubectl_describe_shows_it(desk: Desk, api_server: ApiServer, clie
     assert line[4].startswith("[CRITICAL] The GPU fell off the bus.")
 
 
-async def test_a_node_carries_the_verdict_on_it(desk: Desk, api_server: ApiServer, client: KubeClient) -> None:
+async def test_a_node_carries_the_verdict_on_it(desk: Desk, api_server: ApiServer, confined: KubeClient) -> None:
     """The reference's seven, and what somebody else may do; others' annotations stay; on the end ours go."""
     api_server.node("n1", annotations={"example.com/owner": "me"})
-    async with desk.delivering(Annotations(client, desk.store)):
+    async with desk.delivering(annotating(confined, desk)):
         await desk.tell(fault(), judged(fault()))
         await desk.idle()
         assert annotations(api_server) == {
@@ -162,11 +182,11 @@ async def test_a_node_carries_the_verdict_on_it(desk: Desk, api_server: ApiServe
 
 
 async def test_the_worst_open_incident_is_the_one_that_shows(
-    desk: Desk, api_server: ApiServer, client: KubeClient
+    desk: Desk, api_server: ApiServer, confined: KubeClient
 ) -> None:
     api_server.node("n1")
     warning, critical = fault(1), fault(1, id="inc-2", opened_us=2)
-    async with desk.delivering(Annotations(client, desk.store)):
+    async with desk.delivering(annotating(confined, desk)):
         await desk.tell(critical, judged(critical))
         await desk.tell(warning, judged(warning, 1, Severity.WARNING, root_cause="Too hot."))
         await desk.idle()
@@ -177,10 +197,10 @@ async def test_the_worst_open_incident_is_the_one_that_shows(
 
 
 async def test_another_actor_s_change_is_put_right_with_the_next_verdict(
-    desk: Desk, api_server: ApiServer, client: KubeClient
+    desk: Desk, api_server: ApiServer, confined: KubeClient
 ) -> None:
     api_server.node("n1")
-    async with desk.delivering(Annotations(client, desk.store)):
+    async with desk.delivering(annotating(confined, desk)):
         await desk.tell(fault(), judged(fault()))
         await desk.idle()
         api_server.patch("/api/v1/nodes/n1", {"metadata": {"annotations": {"gcm-sentinel/severity": "ok"}}})
@@ -195,41 +215,57 @@ async def test_a_missing_verb_is_named_and_its_return_is_noticed(
     token = api_server.service_account("events", [GET_NODES])
     api_server.node("n1")
     client = connect(api_server, tmp_path, token)
-    async with desk.delivering(NodeEvents(client, "pod-1"), Annotations(client, desk.store)):
+    async with desk.delivering(NodeEvents(client, "pod-1")):
         await desk.tell(fault(), judged(fault()))
         await eventually(lambda: desk.metric("sentinel_deliveries_total", target="node_events", outcome="failed"))
-        await eventually(lambda: desk.metric("sentinel_deliveries_total", target="annotations", outcome="failed"))
-        errors = {row.target: row.last_error for row in await desk.rows("waiting")}
-        assert 'cannot create resource "events"' in errors["node_events"]
-        assert 'cannot patch resource "nodes"' in errors["annotations"]
-        api_server.permit("events", [GET_NODES, WRITE_EVENTS, PATCH_NODES])
+        (row,) = await desk.rows("waiting")
+        assert 'cannot create resource "events"' in row.last_error
+        api_server.permit("events", [GET_NODES, WRITE_EVENTS])
         await desk.idle()
     await client.close()
     assert len(events(api_server)) == 1
-    assert "gcm-sentinel/severity" in annotations(api_server)
+
+
+async def test_without_the_last_wall_nothing_is_annotated(desk: Desk, api_server: ApiServer, tmp_path: Path) -> None:
+    """A role that may write nodes, and no policy that confines it."""
+    api_server.node("n1")
+    token = api_server.service_account("sentinel", [GET_NODES, LIST_PODS, PATCH_NODES])
+    await asyncio.to_thread(await_allowed, api_server, token, "n1")
+    client = connect(api_server, tmp_path, token)
+    async with desk.delivering(annotating(client, desk)):
+        await desk.tell(fault(), judged(fault()))
+        await eventually(lambda: desk.metric("sentinel_deliveries_total", target="annotations", outcome="failed"))
+        (row,) = await desk.rows("waiting")
+        assert "an admission policy must deny this account to label nodes" in row.last_error
+    await client.close()
+    assert annotations(api_server) == {}
 
 
 async def test_an_api_server_that_is_away_is_told_the_last_verdict(
     desk: Desk, own_api_server: ApiServer, tmp_path: Path
 ) -> None:
     own_api_server.node("n1")
-    client = connect(own_api_server, tmp_path)
-    async with desk.delivering(Annotations(client, desk.store)):
-        await asyncio.to_thread(own_api_server.stop_server)
-        await desk.tell(fault(), judged(fault()))
-        await eventually(lambda: desk.metric("sentinel_deliveries_total", target="annotations", outcome="failed"))
-        await desk.tell(fault(), judged(fault(), 2, Severity.WARNING))
-        await asyncio.to_thread(own_api_server.start_server)
-        await eventually(lambda: annotations(own_api_server).get("gcm-sentinel/severity") == "warning", seconds=20)
+    token = own_api_server.service_account("sentinel", [GET_NODES, LIST_PODS, PATCH_NODES])
+    await asyncio.to_thread(await_allowed, own_api_server, token, "n1")
+    client = connect(own_api_server, tmp_path, token)
+    with standing(own_api_server, "annotate", "system:serviceaccount:default:sentinel", token, "n1"):
+        async with desk.delivering(annotating(client, desk), patience=replace(SOON, attempts=1000)):
+            await asyncio.to_thread(own_api_server.stop_server)
+            await desk.tell(fault(), judged(fault()))
+            await eventually(lambda: desk.metric("sentinel_deliveries_total", target="annotations", outcome="failed"))
+            await desk.tell(fault(), judged(fault(), 2, Severity.WARNING))
+            await asyncio.to_thread(own_api_server.start_server)
+            await desk.idle(seconds=30)
     await client.close()
+    assert annotations(own_api_server)["gcm-sentinel/severity"] == "warning"
 
 
 async def test_what_another_wrote_under_our_prefix_is_left_where_we_never_wrote(
-    desk: Desk, api_server: ApiServer, client: KubeClient
+    desk: Desk, api_server: ApiServer, confined: KubeClient
 ) -> None:
     """Maintenance and opt-out marks of people survive verdicts."""
     api_server.node("n1", annotations={"gcm-sentinel/note": "mine"})
-    async with desk.delivering(Annotations(client, desk.store)):
+    async with desk.delivering(annotating(confined, desk)):
         for revision, incident in enumerate((fault(), resolved(fault())), 1):
             await desk.tell(incident, judged(incident, revision))
             await desk.idle()

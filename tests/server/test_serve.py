@@ -391,19 +391,20 @@ def test_a_misspelt_variable_is_said_and_stops_nothing(tmp_path: Path) -> None:
     assert said == [("GCM_SENTINEL_RETENTION_DAY", "GCM_SENTINEL_RETENTION_DAYS")]
 
 
-def test_a_setting_that_nothing_acts_on_is_said_to_be_without_effect(tmp_path: Path) -> None:
-    """Asking for actions that this version cannot take is no error, and is not silent."""
-    process = AggregatorProcess(tmp_path, ACTION_MODE="execute")
-    process.start()
-    try:
-        process.wait_ready()
-        deadline = time.monotonic() + 10
-        while "setting_without_effect" not in (text := (tmp_path / "serve.log").read_text()):
-            assert time.monotonic() < deadline, text
-            time.sleep(0.05)
-    finally:
-        process.stop()
-    assert "GCM_SENTINEL_ACTION_MODE" in text
+@pytest.mark.parametrize("mode", ["annotate", "execute"])
+def test_a_mode_that_writes_needs_a_cluster(tmp_path: Path, mode: str) -> None:
+    ended = serve(tmp_path, ACTION_MODE=mode, KUBERNETES="off")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        f"GCM_SENTINEL_ACTION_MODE: {mode} needs a cluster, and there is none\n",
+    )
+
+
+def test_a_wrong_kubeconfig_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    ended = serve(tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == f"GCM_SENTINEL_KUBERNETES: kubeconfig {tmp_path / 'none'}: there is no such file\n"
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
