@@ -22,20 +22,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "GCM_SENTINEL_"
 SQLITE = "sqlite:///"
-WATCHED_CONDITIONS = (
-    "GcmXidErrorsProblem",
-    "GcmSmiEccProblem",
-    "GcmSmiDisconnectedProblem",
-    "GcmProcZombieProblem",
-    "GcmDcgmiNvlinkStatusProblem",
-    "GcmDcgmiDiagProblem",
-    "NPDGcmXidErrorsProblem",
-    "NPDGcmSmiEccProblem",
-    "NPDGcmSmiDisconnectedProblem",
-    "NPDGcmProcZombieProblem",
-    "NPDGcmDcgmiNvlinkStatusProblem",
-    "NPDGcmDcgmiDiagProblem",
-    "NPDDcgmRunningProblem",
+WATCHED_CONDITIONS = (  # the families of aggregator/rules/node_conditions.py
+    *("Gcm*Problem", "NPD*"),  # the thirteen names that GCM sets are among them
+    *("SysLogs*", "Gpu*Watch", "GpuDcgm*"),
+    "AcceleratedHardwareReady",
+    "Ready",
 )
 LOCAL_NAMES = ("localhost", "ip6-localhost")
 LLM_HOSTS = {"anthropic": "https://api.anthropic.com", "openai": "https://api.openai.com"}
@@ -211,6 +202,16 @@ class Settings(_Environment):
     def database(self) -> Path:
         """The SQLite file."""
         return Path(self.database_url.removeprefix(SQLITE)) if self.database_url else self.state_dir / "sentinel.db"
+
+    @field_validator("watch_conditions")
+    @classmethod
+    def _check_globs(cls, globs: tuple[str, ...]) -> tuple[str, ...]:
+        for glob in globs:
+            if not re.fullmatch(r"[A-Za-z0-9._/*?!\[\]-]{1,200}", glob) or glob.count("[") != glob.count("]"):
+                raise ValueError(
+                    f"{glob[:100]!r} is no name or glob of conditions, like GcmXidErrorsProblem or Gcm*Problem"
+                )
+        return globs
 
     @field_validator("database_url")
     @classmethod

@@ -13,7 +13,8 @@ from typing import Any
 
 MAX_MESSAGE = 4096  # characters of a condition's message that are kept
 MAX_REASON = 256
-MAX_TYPE = 160  # a longer condition type is refused: it is part of an evidence's identity
+MAX_TYPE = 160  # a condition of a longer type is refused: it is part of an evidence's identity
+MAX_CONDITIONS = 64  # watched ones of one node; more are refused
 READY = "Ready"
 OURS = "gcm-sentinel/"  # labels and annotations of ours
 GPU_RESOURCES = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915")
@@ -52,6 +53,7 @@ class Node:
     taints: tuple[Taint, ...]
     unschedulable: bool
     cordoned_by: str  # field manager that set unschedulable; empty where nobody did
+    cordoned_us: int  # when, as far as its managed fields tell; else 0
     gpus: int  # capacity, MIG devices included
     boot_id: str
     created_us: int
@@ -76,11 +78,12 @@ class Wanted:
     annotations: frozenset[str] = frozenset()
 
 
-def parse(found: Mapping[str, Any], wanted: Wanted) -> Node:
+def parse(found: Mapping[str, Any], wanted: Wanted, on_rejected: Callable[[str], None] = lambda _: None) -> Node:
     """A Node object as a Node. Raises KeyError, TypeError, ValueError or AttributeError for what is none."""
     metadata, spec, status = found["metadata"], found.get("spec") or {}, found.get("status") or {}
-    conditions = [condition for condition in _conditions(status) if wanted.condition(condition.type)]
+    conditions = list(_conditions(status, wanted, on_rejected))
     unschedulable = bool(spec.get("unschedulable"))
+    cordoned_by, cordoned_us = _cordoned(metadata.get("managedFields") or ()) if unschedulable else ("", 0)
     return Node(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -95,7 +98,8 @@ def parse(found: Mapping[str, Any], wanted: Wanted) -> Node:
         conditions={condition.type: condition for condition in conditions},
         taints=tuple(_taint(taint) for taint in spec.get("taints") or ()),
         unschedulable=unschedulable,
-        cordoned_by=_cordoned_by(metadata.get("managedFields") or ()) if unschedulable else "",
+        cordoned_by=cordoned_by,
+        cordoned_us=cordoned_us,
         gpus=_gpus(status.get("capacity") or {}),
         boot_id=(status.get("nodeInfo") or {}).get("bootID", ""),
         created_us=time_us(metadata.get("creationTimestamp")),
@@ -112,16 +116,23 @@ def time_us(text: str | None) -> int:
         return 0
 
 
-def _conditions(status: Mapping[str, Any]) -> Iterator[Condition]:
+def _conditions(status: Mapping[str, Any], wanted: Wanted, on_rejected: Callable[[str], None]) -> Iterator[Condition]:
+    kept = 0
     for found in status.get("conditions") or ():
-        if len(kind := str(found.get("type", ""))) <= MAX_TYPE:
-            yield Condition(
-                type=sys.intern(kind),
-                status=sys.intern(str(found.get("status", ""))[:16]),
-                reason=sys.intern(str(found.get("reason") or "")[:MAX_REASON]),
-                message=str(found.get("message") or "")[:MAX_MESSAGE],
-                transition_us=time_us(found.get("lastTransitionTime")),
-            )
+        kind = str(found.get("type", ""))
+        if not wanted.condition(kind):
+            continue
+        if len(kind) > MAX_TYPE or kept == MAX_CONDITIONS:
+            on_rejected("condition")
+            continue
+        kept += 1
+        yield Condition(
+            type=sys.intern(kind),
+            status=sys.intern(str(found.get("status", ""))[:16]),
+            reason=sys.intern(str(found.get("reason") or "")[:MAX_REASON]),
+            message=str(found.get("message") or "")[:MAX_MESSAGE],
+            transition_us=time_us(found.get("lastTransitionTime")),
+        )
 
 
 def _taint(found: Mapping[str, Any]) -> Taint:
@@ -132,14 +143,15 @@ def _shared(texts: Mapping[str, str]) -> dict[str, str]:
     return {sys.intern(key): sys.intern(value) if len(value) <= 64 else value for key, value in texts.items()}
 
 
-def _cordoned_by(managed: Any) -> str:
+def _cordoned(managed: Any) -> tuple[str, int]:
+    """Who set unschedulable, and when that manager last wrote."""
     return next(
         (
-            str(entry.get("manager", ""))
+            (str(entry.get("manager", "")), time_us(entry.get("time")))
             for entry in managed
             if "f:unschedulable" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
         ),
-        "",
+        ("", 0),
     )
 
 

@@ -115,7 +115,7 @@ class NodeWatch:
 
     def _parsed(self, found: Json) -> Node | None:
         try:
-            return parse(found, self._wanted)
+            return parse(found, self._wanted, self._on_rejected)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._on_rejected("node")
             log.warning("kubernetes_node_unreadable", why=repr(error))

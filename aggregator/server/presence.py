@@ -33,6 +33,7 @@ MIN_ALIKE = 3  # nodes with one model and driver, before one of them can be the 
 AGENT_SILENT = "agent_silent"
 DUPLICATE_AGENT = "duplicate_agent"
 GPU_COUNT_DIFFERS = "gpu_count_differs"
+DECLARED = (AGENT_SILENT, DUPLICATE_AGENT, GPU_COUNT_DIFFERS)  # here; the cluster's states stand beside them
 
 State = tuple[str, str]  # node, kind
 
@@ -98,7 +99,8 @@ class Presence:
             snapshots = [wire.decode_snapshot(payload) for payload in queries.all_snapshots(connection)]
             return queries.list_nodes(connection), standing_states(connection), snapshots
 
-        nodes, self._standing, snapshots = await self._store.read(query)
+        nodes, standing, snapshots = await self._store.read(query)
+        self._standing = {state: epoch for state, epoch in standing.items() if state[1] in DECLARED}
         self._heard_us = {node.name: node.last_seen_us for node in nodes}
         self._simulated = {node.name for node in nodes if node.simulated}
         self._snapshots = {state.node: state for state in snapshots} | self._snapshots

@@ -31,9 +31,11 @@ def declare(
     occurred_us: int,
     detail: str,
     simulated: bool,
+    estimated: bool = False,
     condition: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Serialized Evidence for a fact that the aggregator itself knows about a node. `condition` holds NodeCondition's fields."""
+    """Serialized Evidence for a fact that the aggregator itself knows about a node. `condition` holds NodeCondition's fields;
+    `estimated`: the time is another machine's."""
     return evidence_pb2.Evidence(
         node=key.node,
         source=key.source,
@@ -42,7 +44,7 @@ def declare(
         kind=kind,
         phase=_PHASES[phase],
         occurred_at=stamp(occurred_us),
-        time_basis=evidence_pb2.TIME_BASIS_OBSERVED,
+        time_basis=evidence_pb2.TIME_BASIS_ESTIMATED if estimated else evidence_pb2.TIME_BASIS_OBSERVED,
         collected_at=stamp(occurred_us),
         simulated=simulated,
         detail=detail,
