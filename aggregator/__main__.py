@@ -29,6 +29,8 @@ from aggregator.investigator.sources import Registry
 from aggregator.investigator.work import own_node
 from aggregator.kube.access import AccessWrong, NoCluster, find_access
 from aggregator.kube.client import KubeClient
+from aggregator.kube.cluster import Cluster
+from aggregator.kube.cluster import assemble as assemble_cluster
 from aggregator.kube.errors import ApiError
 from aggregator.kube.walls import WallAbsent, Walls
 from aggregator.outputs import Target
@@ -139,6 +141,8 @@ async def _serve(
                 group.create_task(presence.watch()),
                 group.create_task(trim(store, settings.retention_days, settings.retention_bytes)),
             ]
+            if cluster is not None:
+                working.append(group.create_task(_watched(settings, cluster, pipeline, metrics).run()))
             if investigator is not None:
                 working.append(group.create_task(investigator.run()))
             await stop.wait()
@@ -192,6 +196,19 @@ async def _cluster(settings: Settings) -> AsyncIterator[KubeClient | None]:
         yield client
     finally:
         await client.close()
+
+
+def _watched(settings: Settings, client: KubeClient, pipeline: Pipeline, metrics: Metrics) -> Cluster:
+    """What comes in from the cluster."""
+    return assemble_cluster(
+        client,
+        pipeline.store,
+        pipeline.receive,
+        globs=settings.watch_conditions,
+        cooldown_seconds=settings.cooldown_seconds,
+        on_up=metrics.watch_up,
+        on_rejected=metrics.cluster_rejected,
+    )
 
 
 async def _node_targets(settings: Settings, store: Store, cluster: KubeClient | None) -> list[Target]:
@@ -250,9 +267,7 @@ def _naming(variable: str, *kinds: type[Exception]) -> Iterator[None]:
 
 def _warn_of_what_is_not_there(settings: Settings) -> None:
     """Settings that are checked already and that nothing in this version acts on."""
-    asked = (
-        ("ACTION_MODE", settings.action_mode, settings.action_mode == "execute"),
-    )
+    asked = (("ACTION_MODE", settings.action_mode, settings.action_mode == "execute"),)
     for name, value, without_effect in asked:
         if without_effect:
             log.warning(

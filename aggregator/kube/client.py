@@ -43,6 +43,7 @@ class KubeClient:
         self._load = load
         self._access: Access | None = None
         self._http: httpx2.AsyncClient | None = None
+        self._open: list[httpx2.AsyncClient] = []
         self._stale = False  # the credentials were refused: read them anew before the next request
         self._header = ""
         self._header_until = 0.0
@@ -125,8 +126,8 @@ class KubeClient:
 
     async def close(self) -> None:
         """Drop every connection."""
-        if self._http is not None:
-            await self._http.aclose()
+        for connections in self._open:
+            await connections.aclose()
 
     # --- one request
 
@@ -159,7 +160,7 @@ class KubeClient:
                 if answer.status_code == 401:
                     self._stale = True
                     answer = await self._send(method, path, params, content, headers)
-        except (TimeoutError, httpx2.TransportError) as error:
+        except (TimeoutError, httpx2.RequestError) as error:
             raise Unreachable(_said(error)) from error
         if answer.is_error:
             raise refusal(answer.status_code, _status(answer.content), answer.headers)
@@ -196,7 +197,7 @@ class KubeClient:
                         raise refusal(response.status_code, _status(await response.aread()), response.headers)
                     yield response
                     return
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise Unreachable(_said(error)) from error
 
     # --- who we are
@@ -216,8 +217,8 @@ class KubeClient:
         except AccessWrong as error:
             raise Unauthorized(str(error)) from error
         if self._http is None or self._access is None or not access.same_server(self._access):
-            await self.close()
-            self._http = _connections(access)
+            self._open.append(_connections(access))  # what runs on older connections goes on there
+            self._http = self._open[-1]
         self._access, self._stale, self._header_until = access, False, 0.0
 
     async def _authorization(self, access: Access) -> dict[str, str]:

@@ -17,8 +17,10 @@ import structlog
 from sqlalchemy import Connection
 
 from aggregator import wire
+from aggregator.kube.client import KubeClient
 from aggregator.kube.conditions import Conditions, Declaration, by_node
-from aggregator.kube.nodes import Node
+from aggregator.kube.findings import watches
+from aggregator.kube.nodes import READY, Node, Wanted
 from aggregator.kube.watch import NodeWatch
 from aggregator.model import Phase
 from aggregator.store import Store
@@ -92,6 +94,23 @@ class Cluster:
         if next_us is None or not self.watch.up:
             return LONGEST_SLEEP_SECONDS if self.watch.up else 1.0
         return min(max(0.0, (next_us - _now_us()) / 1e6), LONGEST_SLEEP_SECONDS)
+
+
+def assemble(
+    client: KubeClient,
+    store: Store,
+    receive: Receive,
+    *,
+    globs: Sequence[str],
+    cooldown_seconds: float,
+    on_up: Callable[[bool], None],
+    on_rejected: Callable[[str], None],
+) -> Cluster:
+    """All of it, for the conditions that the globs name."""
+    watched = watches(globs)
+    wanted = Wanted(lambda name: name == READY or watched(name))
+    watch = NodeWatch(client, wanted, on_up=on_up, on_rejected=on_rejected)
+    return Cluster(watch, Conditions(watched, cooldown_seconds), store, receive)
 
 
 def _standing(connection: Connection) -> list[tuple[str, str, str]]:
