@@ -31,7 +31,7 @@ class Target(Protocol):
     lanes: int  # messages at a time, of different incidents
 
     async def send(self, message: Waiting) -> None:
-        """Return once it is delivered. Raises Refused or Unavailable, whose words go to people and hold no secret."""
+        """Return once it is delivered. Raises Refused, Unavailable or NotYet, whose words go to people and hold no secret."""
         ...
 
 
@@ -45,3 +45,11 @@ class Unavailable(Exception):
     def __init__(self, text: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(text)
         self.retry_after_seconds = retry_after_seconds  # as the target asks
+
+
+class NotYet(Exception):
+    """The target works, and this message is to be brought again."""
+
+    def __init__(self, text: str, seconds: float) -> None:
+        super().__init__(text)
+        self.seconds = seconds

@@ -17,7 +17,7 @@ from functools import partial
 
 import structlog
 
-from aggregator.outputs import Refused, Target, Unavailable
+from aggregator.outputs import NotYet, Refused, Target, Unavailable
 from aggregator.outputs.metrics import Metrics
 from aggregator.store import Store, deliveries
 from aggregator.store.deliveries import DEAD, SENT, WAITING, Outcome, Waiting
@@ -34,8 +34,7 @@ class Patience:
     first_seconds: float = 1.0  # pause after a first failure; it doubles
     longest_seconds: float = 900.0
     longest_retry_after_seconds: float = 3600.0  # whatever a target asks for
-    attempts: int = 50
-    age_seconds: float = 86_400.0
+    age_seconds: float = 86_400.0  # attempts are no measure: while a target is away, one message makes them all
 
     def pause(self, failures: int, asked_seconds: float | None = None) -> float:
         """Seconds to wait after so many failures in a row, jittered so that messages part."""
@@ -46,7 +45,7 @@ class Patience:
 
     def is_over(self, message: Waiting, now_us: int) -> bool:
         """Whether a message that failed again is given up."""
-        return message.attempts >= self.attempts or now_us - message.created_us >= self.age_seconds * 1e6
+        return now_us - message.created_us >= self.age_seconds * 1e6
 
 
 class Courier:
@@ -107,11 +106,17 @@ class Courier:
 
     async def _attempt(self, message: Waiting) -> Outcome:
         """Send one message. Whatever goes wrong with it is its own outcome."""
+        now_us = _now_us()
         try:
             await self.target.send(message)
         except Refused as error:
             self._reached = True
             return Outcome(message.id, DEAD, str(error))
+        except NotYet as error:
+            self._reached = True
+            if self._patience.is_over(message, now_us):
+                return Outcome(message.id, DEAD, str(error))
+            return Outcome(message.id, WAITING, str(error), now_us + int(error.seconds * 1e6), postponed=True)
         except Unavailable as error:
             return self._later(message, str(error), error.retry_after_seconds)
         except Exception as error:
@@ -133,8 +138,8 @@ class Courier:
         """Count, and say once that a target fails, that it is back, and that messages were given up."""
         states = Counter(outcome.state for outcome in outcomes)
         errors = [outcome.error for outcome in outcomes if outcome.error]
-        for state, count in states.items():
-            self._metrics.delivered(self._name, "failed" if state == WAITING else state, count)
+        for word, count in Counter(_word(outcome) for outcome in outcomes).items():
+            self._metrics.delivered(self._name, word, count)
         if states[DEAD]:
             log.error("deliveries_given_up", target=self._name, messages=states[DEAD], reason=errors[0])
         if self._reached and self._failures:
@@ -189,6 +194,10 @@ class Couriers:
         async with asyncio.TaskGroup() as group:
             for courier in self._couriers:
                 group.create_task(courier.run())
+
+
+def _word(outcome: Outcome) -> str:
+    return "postponed" if outcome.postponed else "failed" if outcome.state == WAITING else outcome.state
 
 
 def _now_us() -> int:

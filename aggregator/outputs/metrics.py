@@ -184,13 +184,19 @@ class Metrics:
     # --- deliveries
 
     def delivered(self, target: str, outcome: str, count: int) -> None:
-        """Attempts that ended: sent, failed (and tried again) or dead. Targets are those of the configuration."""
+        """Attempts that ended: sent, failed (and tried again), postponed or dead. Targets are those of the configuration."""
         self._delivered.labels(self._cluster, target, outcome).inc(count)
 
     def deliveries(self, target: str, waiting: int, dead: int) -> None:
         """What a target has not been told."""
         self._deliveries_waiting.labels(self._cluster, target).set(waiting)
         self._deliveries_dead.labels(self._cluster, target).set(dead)
+
+    # --- actions
+
+    def decided(self, action: str, outcome: str) -> None:
+        """A decision about an action, or what came of one; both words are from fixed sets."""
+        self._remediation.labels(self._cluster, action, outcome).inc()
 
     # --- making them
 
@@ -263,7 +269,16 @@ class Metrics:
 
     def _make_delivery_metrics(self) -> None:
         self._delivered = self._counter(
-            "sentinel_deliveries_total", "Attempts to tell a target: sent, failed, dead.", "target", "outcome"
+            "sentinel_deliveries_total",
+            "Attempts to tell a target: sent, failed, postponed, dead.",
+            "target",
+            "outcome",
+        )
+        self._remediation = self._counter(
+            "sentinel_remediation_total",
+            "Decisions about actions, and what came of those allowed.",
+            "action",
+            "outcome",
         )
         self._deliveries_waiting = self._gauge(
             "sentinel_deliveries_waiting", "Messages that a target is still to be told.", "target"

@@ -63,6 +63,7 @@ class Outcome:
     state: str  # sent, waiting or dead
     error: str = ""  # without secrets
     next_attempt_us: int = 0
+    postponed: bool = False  # it waits, and nothing failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ from sqlalchemy import Connection, and_, delete, exists, select
 
 from aggregator.store import Store
 from aggregator.store.schema import (
+    actions,
     assessments,
+    audit,
     citations,
     deliveries,
     evidence,
@@ -114,7 +116,8 @@ def _delete_incidents(connection: Connection, before_us: int) -> int:
     connection.execute(delete(citations).where(citations.c.assessment_id.in_(judged)))
     connection.execute(delete(assessments).where(assessments.c.incident_id.in_(ids)))
     connection.execute(delete(incident_nodes).where(incident_nodes.c.incident_id.in_(ids)))
-    connection.execute(delete(deliveries).where(deliveries.c.incident_id.in_(ids)))
+    for table in (deliveries, audit, actions):
+        connection.execute(delete(table).where(table.c.incident_id.in_(ids)))
     connection.execute(delete(incidents).where(incidents.c.id.in_(ids)))
     return len(ids)
 

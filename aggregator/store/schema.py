@@ -224,4 +224,36 @@ deliveries = Table(  # what each target is to be told, is told last, or could no
     sqlite_autoincrement=True,
 )
 
+audit = Table(  # every decision about an action, allowed or denied
+    "audit",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("node", String, nullable=False),
+    Column("incident_id", String, nullable=False),
+    Column("assessment_id", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("outcome", String, nullable=False),
+    Column("reasons", String, nullable=False),  # JSON list
+    Column("inputs", String, nullable=False),  # JSON object: what the decision saw
+    Column("actor", String, nullable=False),
+    Index("audit_node", "node", "id"),
+    Index("audit_incident", "incident_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+actions = Table(  # what was begun on nodes: written before it is done, so that a crash neither forgets nor repeats it
+    "actions",
+    metadata,
+    Column("incident_id", String, primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("node", String, nullable=False),
+    Column("node_uid", String, nullable=False),
+    Column("state", String, nullable=False),  # doing, done, failed, released
+    Column("started_us", BigInteger, nullable=False),
+    Column("deadline_us", BigInteger, nullable=False),
+    Column("evicted", String, nullable=False),  # JSON list of pods
+    Index("actions_started", "started_us"),
+)
+
 meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))

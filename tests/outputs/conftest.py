@@ -35,7 +35,7 @@ from aggregator.store.deliveries import DeliveryRow, Route
 from aggregator.store.verdicts import Judgement
 from tests.outputs.receiver import Receiver
 
-SOON = Patience(first_seconds=0.05, longest_seconds=0.2, longest_retry_after_seconds=1.0, attempts=8)
+SOON = Patience(first_seconds=0.05, longest_seconds=0.2, longest_retry_after_seconds=1.0)
 
 
 def fault(number: int = 1, **fields: object) -> Incident:

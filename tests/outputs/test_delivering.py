@@ -167,16 +167,6 @@ async def test_a_target_that_hangs_costs_its_own_time_alone(
         other.close()
 
 
-async def test_what_is_tried_too_often_is_given_up(desk: Desk, receiver: Receiver, client: httpx2.AsyncClient) -> None:
-    receiver.otherwise = Reply(500)
-    async with desk.delivering(hook(receiver, client), patience=replace(SOON, attempts=3)):
-        await desk.tell(fault(), judged(fault()))
-        await desk.idle()
-    (dead,) = await desk.rows("dead")
-    assert (dead.attempts, dead.last_error) == (3, "HTTP 500")
-    assert len(receiver.requests) == 3
-
-
 async def test_what_is_too_old_is_given_up(desk: Desk, receiver: Receiver, client: httpx2.AsyncClient) -> None:
     receiver.otherwise = Reply(500)
     async with desk.delivering(hook(receiver, client), patience=replace(SOON, age_seconds=0.3)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from aggregator.store.deliveries import Waiting
 from tests.cluster import components
 from tests.cluster.api_server import ADMIN, ApiServer, Object
 from tests.cluster.walls import await_allowed, standing
-from tests.outputs.conftest import SOON, Desk, fault, judged, resolved
+from tests.outputs.conftest import Desk, fault, judged, resolved
 from tests.server.aggregator import eventually
 
 EVENTS = "/api/v1/namespaces/default/events"
@@ -249,7 +248,7 @@ async def test_an_api_server_that_is_away_is_told_the_last_verdict(
     await asyncio.to_thread(await_allowed, own_api_server, token, "n1")
     client = connect(own_api_server, tmp_path, token)
     with standing(own_api_server, "annotate", "system:serviceaccount:default:sentinel", token, "n1"):
-        async with desk.delivering(annotating(client, desk), patience=replace(SOON, attempts=1000)):
+        async with desk.delivering(annotating(client, desk)):
             await asyncio.to_thread(own_api_server.stop_server)
             await desk.tell(fault(), judged(fault()))
             await eventually(lambda: desk.metric("sentinel_deliveries_total", target="annotations", outcome="failed"))
