@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, RowMapping, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, or_, select, tuple_
 
 from aggregator.model import Assessment, Incident
 from aggregator.store.schema import assessments, evidence, incident_nodes, incidents, nodes, quarantine, snapshots
@@ -54,19 +54,23 @@ class NodeRow:
 def list_evidence(connection: Connection, wanted: EvidenceFilter, after_id: int, limit: int) -> list[StoredRow]:
     """Evidence with an id above `after_id`, in the order it was stored."""
     statement = select(evidence.c.id, evidence.c.stored_us, evidence.c.signals, evidence.c.replayed, evidence.c.payload)
-    if wanted.node:
-        statement = statement.where(evidence.c.node == wanted.node)
-    if wanted.kinds:
-        statement = statement.where(evidence.c.kind.in_(wanted.kinds))
-    if wanted.gpu_uuids or wanted.pcis:
-        statement = statement.where(or_(evidence.c.gpu_uuid.in_(wanted.gpu_uuids), evidence.c.pci.in_(wanted.pcis)))
     if wanted.since_us is not None:
-        statement = statement.where(evidence.c.occurred_us >= wanted.since_us)
         after_id = max(after_id, _id_before(connection, wanted.since_us))
+    statement = statement.where(evidence.c.id > after_id, *_matching(wanted)).order_by(evidence.c.id).limit(limit)
+    return [_stored(row) for row in connection.execute(statement).mappings()]
+
+
+def _matching(wanted: EvidenceFilter) -> Iterator[ColumnElement[bool]]:
+    if wanted.node:
+        yield evidence.c.node == wanted.node
+    if wanted.kinds:
+        yield evidence.c.kind.in_(wanted.kinds)
+    if wanted.gpu_uuids or wanted.pcis:
+        yield or_(evidence.c.gpu_uuid.in_(wanted.gpu_uuids), evidence.c.pci.in_(wanted.pcis))
+    if wanted.since_us is not None:
+        yield evidence.c.occurred_us >= wanted.since_us
     if wanted.until_us is not None:
-        statement = statement.where(evidence.c.occurred_us < wanted.until_us)
-    rows = connection.execute(statement.where(evidence.c.id > after_id).order_by(evidence.c.id).limit(limit))
-    return [_stored(row) for row in rows.mappings()]
+        yield evidence.c.occurred_us < wanted.until_us
 
 
 def _id_before(connection: Connection, since_us: int) -> int:
@@ -100,13 +104,9 @@ def recent_signals(connection: Connection, since_us: int, up_to_id: int, limit: 
 
 
 def count_evidence(connection: Connection, wanted: EvidenceFilter, after_id: int, up_to_id: int) -> int:
-    """How many rows a watcher passed over."""
-    statement = select(func.count()).select_from(evidence).where(evidence.c.id > after_id, evidence.c.id <= up_to_id)
-    if wanted.node:
-        statement = statement.where(evidence.c.node == wanted.node)
-    if wanted.kinds:
-        statement = statement.where(evidence.c.kind.in_(wanted.kinds))
-    return connection.scalar(statement) or 0
+    """How many rows there are above an id, up to another."""
+    counted = select(func.count()).select_from(evidence).where(evidence.c.id > after_id, evidence.c.id <= up_to_id)
+    return connection.scalar(counted.where(*_matching(wanted))) or 0
 
 
 def last_evidence_id(connection: Connection) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aggregator.wire.answers import read_incident
 from aggregator.wire.decode import MAX_TIME_US, Malformed, NodeState, decode, decode_snapshot, gpu_names
 from aggregator.wire.encode import assessment_message, declare, incident_message, stamp
+from aggregator.wire.snapshot import snapshot_values
 
 __all__ = [
     "MAX_TIME_US",
@@ -17,5 +18,6 @@ __all__ = [
     "gpu_names",
     "incident_message",
     "read_incident",
+    "snapshot_values",
     "stamp",
 ]

@@ -207,7 +207,7 @@ def _gpu_event(event: pb.GpuEvent) -> tuple[dict[str, Scalar], str | None]:
 
 def _observation(observation: pb.Observation) -> tuple[dict[str, Scalar], str | None]:
     values: dict[str, Scalar] = {
-        name: _value(getattr(observation, name)) if observation.HasField(name) else None
+        name: read_value(getattr(observation, name)) if observation.HasField(name) else None
         for name in ("before", "after", "limit")
     }
     return {"field": observation.field, **values, "counter_reset": observation.counter_reset}, None
@@ -264,7 +264,8 @@ _BODIES: Mapping[str, Callable[[Any], tuple[dict[str, Scalar], str | None]]] = {
 }
 
 
-def _value(value: pb.Value) -> Scalar:
+def read_value(value: pb.Value) -> Scalar:
+    """A typed value; see the module's words for what has none."""
     match value.WhichOneof("value"):
         case "number":
             return int(value.number) if value.number.is_integer() else value.number

@@ -64,8 +64,11 @@ class Tool:
 class Source(Protocol):
     """A system that can be asked."""
 
-    name: str
-    tools: Sequence[Tool]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tools(self) -> Sequence[Tool]: ...
 
     async def unavailable(self) -> str:
         """Why it cannot be asked now, in one line; empty while it can."""

@@ -76,7 +76,7 @@ class Endpoint:
 
     async def get(self, path: str, parameters: Parameters | None = None) -> Reply:
         """Raises Unavailable or TooLarge."""
-        return await self._send("GET", path, params=dict(parameters or {}))
+        return await self._send("GET", path, params=dict(parameters) if parameters else None)
 
     async def post(self, path: str, parameters: Parameters) -> Reply:
         """The same with the parameters as a form, which may be long."""
