@@ -171,11 +171,29 @@ async def test_a_node_whose_agent_is_away_cannot_be_asked(aggregator: Aggregator
     assert "gpu-9" in text
 
 
-async def test_investigating_is_not_in_this_version(aggregator: Aggregator) -> None:
+async def test_without_a_model_an_investigation_ends_with_the_rules_verdict(faulty: Aggregator) -> None:
+    async with asking(faulty) as stub:
+        steps = [step async for step in stub.Investigate(sentinel_pb2.InvestigateRequest(node="gpu-1"))]
+    assert (steps[-1].assessment.origin, steps[-1].assessment.severity) == ("rules", "critical")
+    assert "no model is configured" in steps[-1].progress
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "words"),
+    [
+        (sentinel_pb2.InvestigateRequest(), grpc.StatusCode.INVALID_ARGUMENT, "node is empty"),
+        (sentinel_pb2.InvestigateRequest(node="n" * 300), grpc.StatusCode.INVALID_ARGUMENT, "node is longer than"),
+        (sentinel_pb2.InvestigateRequest(node="nobody"), grpc.StatusCode.NOT_FOUND, "no such incident"),
+        (sentinel_pb2.InvestigateRequest(incident_id="inc-0"), grpc.StatusCode.NOT_FOUND, "no such incident"),
+    ],
+)
+async def test_what_cannot_be_investigated_is_refused_with_the_field(
+    request_: sentinel_pb2.InvestigateRequest, code: grpc.StatusCode, words: str, aggregator: Aggregator
+) -> None:
     async with asking(aggregator) as stub:
-        with pytest.raises(grpc.aio.AioRpcError, match="judges by rules alone") as failed:
-            [_ async for _ in stub.Investigate(sentinel_pb2.InvestigateRequest(node="n"))]
-    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        with pytest.raises(grpc.aio.AioRpcError, match=words) as failed:
+            [_ async for _ in stub.Investigate(request_)]
+    assert failed.value.code() is code
 
 
 @pytest.mark.parametrize("gpu", ["GPU-1", "0000:11:00.0", "00000000:11:00.0", "11:00.0"])
