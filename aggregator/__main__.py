@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import sys
+import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from aggregator.kube.client import KubeClient
 from aggregator.kube.cluster import Cluster
 from aggregator.kube.cluster import assemble as assemble_cluster
 from aggregator.kube.errors import ApiError
+from aggregator.kube.lease import Lease, LeaseLost
 from aggregator.kube.walls import WallAbsent, Walls
 from aggregator.outputs import Target
 from aggregator.outputs.annotations import Annotations
@@ -78,7 +80,10 @@ def main() -> int:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises StartRefused."""
+    """Serve until SIGTERM or SIGINT, or until another process leads. Raises StartRefused."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     registry = CollectorRegistry()
     metrics = Metrics(registry, settings.cluster_name)
     with _naming("TOKENS_FILE", IdentityUnusable):
@@ -87,14 +92,19 @@ async def serve(settings: Settings) -> None:
         catalog = rules.load(settings.rules_overlay.read_bytes() if settings.rules_overlay else None)
     with _naming("WEBHOOKS_FILE" if settings.webhooks_file else "WEBHOOK_URL", EndpointsUnusable):
         endpoints = read_endpoints(settings.webhook_url.get_secret_value(), settings.webhooks_file)
-    with _naming("DATABASE_URL" if settings.database_url else "STATE_DIR", StoreUnusable):
-        store = Store(settings.database, read_record)
-    try:
-        async with open_client() as client, _cluster(settings) as cluster:
-            targets = [*_webhooks(settings, endpoints, client), *await _node_targets(settings, store, cluster)]
-            await _serve(settings, store, metrics, registry, authenticator, catalog, targets, cluster)
-    finally:
-        await store.close()
+    async with _cluster(settings) as cluster, _leading(settings, cluster, registry, stop) as lease:
+        if stop.is_set():
+            return
+        with _naming("DATABASE_URL" if settings.database_url else "STATE_DIR", StoreUnusable):
+            store = Store(settings.database, read_record, fence=lease.require if lease else None)
+        try:
+            async with open_client() as client:
+                targets = [*_webhooks(settings, endpoints, client), *await _node_targets(settings, store, cluster)]
+                await _serve(settings, store, metrics, registry, authenticator, catalog, targets, cluster, stop)
+        except* LeaseLost:
+            log.info("stopping", why="another process may lead")
+        finally:
+            await store.close()
     log.info("stopped")
 
 
@@ -107,6 +117,7 @@ async def _serve(
     catalog: rules.Catalog,
     targets: Sequence[Target],
     cluster: KubeClient | None,
+    stop: asyncio.Event,
 ) -> None:
     sessions = Sessions(Limits().max_streams)
     couriers = Couriers(store, targets, metrics)
@@ -128,9 +139,6 @@ async def _serve(
     _warn_of_what_is_not_there(settings)
     if cluster is None and settings.kubernetes != "off":
         log.info("no_cluster", consequence="this aggregator works on agents alone")
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         async with asyncio.TaskGroup() as group:
             for http in (measured, pages):
@@ -196,6 +204,48 @@ async def _cluster(settings: Settings) -> AsyncIterator[KubeClient | None]:
         yield client
     finally:
         await client.close()
+
+
+@asynccontextmanager
+async def _leading(
+    settings: Settings, cluster: KubeClient | None, registry: CollectorRegistry, stop: asyncio.Event
+) -> AsyncIterator[Lease | None]:
+    """The lease, once this process holds it; None where none is asked for. `stop` is set when it is lost."""
+    if not settings.lease:
+        yield None
+        return
+    if cluster is None:
+        raise StartRefused(f"{PREFIX}LEASE: {settings.lease} needs a cluster, and there is none")
+    namespace, _, name = settings.lease.partition("/")
+    lease = Lease(cluster, namespace, name, f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
+    await _stand_by(lease, settings, registry, stop)
+    keeping = asyncio.create_task(lease.keep())
+    keeping.add_done_callback(lambda _: stop.set())
+    try:
+        yield lease
+    finally:
+        keeping.cancel()
+        for lost in await asyncio.gather(keeping, return_exceptions=True):
+            if isinstance(lost, LeaseLost):
+                log.error("leadership_lost", why=str(lost), consequence="this process ends")
+        await lease.release()
+
+
+async def _stand_by(lease: Lease, settings: Settings, registry: CollectorRegistry, stop: asyncio.Event) -> None:
+    """Alive and not ready until this process leads, or is told to stop."""
+
+    def unready() -> str:
+        return f"stands by: {lease.holder or 'nobody'} leads"
+
+    waiting = _http("METRICS_ADDRESS", settings.metrics_address, probes(registry, unready))
+    ends = [asyncio.create_task(lease.acquire()), asyncio.create_task(stop.wait())]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(waiting.serve())
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        waiting.stop()
+    for task in ends:
+        task.cancel()
+    await asyncio.gather(*ends, return_exceptions=True)
 
 
 def _watched(settings: Settings, client: KubeClient, pipeline: Pipeline, metrics: Metrics) -> Cluster:

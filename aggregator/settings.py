@@ -160,6 +160,7 @@ class Settings(_Environment):
     http_address: Listen = Address("127.0.0.1", 8080)
     cluster_name: str = Field("default", pattern=r"^[A-Za-z0-9._-]{1,63}$")
     kubernetes: Literal["auto", "on", "off"] = "auto"
+    lease: str = Field("", pattern=r"^([a-z0-9-]{1,63}/[a-z0-9.-]{1,253})?$")  # namespace/name
     retention_days: int = Field(30, ge=1, le=3650)
     retention_bytes: int = Field(10 * 2**30, ge=16 * 2**20)  # of the database; the oldest go first
     agent_silent_seconds: int = Field(60, ge=2, le=86_400)  # without a stream, before silence is evidence

@@ -25,7 +25,8 @@ T = TypeVar("T")
 class Store:
     """An open database. Made with `open`, inside a running event loop; belongs to that loop."""
 
-    def __init__(self, database: Path, read_record: ReadRecord) -> None:
+    def __init__(self, database: Path, read_record: ReadRecord, fence: Callable[[], object] | None = None) -> None:
+        """`fence` is asked before each transaction, on the writer's thread: what it raises undoes that transaction."""
         self.on_stored: Callable[[Stored], None] = lambda _: None  # on the writer's thread, after commit
         self.on_refusal: Callable[[str | None], None] = lambda _: None  # likewise, when the disk refuses or recovers
         self._lock = Lock(database)
@@ -44,6 +45,7 @@ class Store:
             read_record,
             on_stored=lambda stored: self.on_stored(stored),
             on_refusal=lambda reason: self.on_refusal(reason),
+            fence=fence or (lambda: None),
         )
 
     @property

@@ -63,11 +63,13 @@ class Writer:
         *,
         on_stored: Callable[[Stored], None],
         on_refusal: Callable[[str | None], None],
+        fence: Callable[[], object],
     ) -> None:
         self._engine = engine
         self._read = read
         self._on_stored = on_stored
         self._on_refusal = on_refusal
+        self._fence = fence
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._room = _Room(MAX_WAITING_BYTES)
@@ -166,6 +168,7 @@ class Writer:
         began, now_us = time.perf_counter(), time.time_ns() // 1000
         deliveries = [job.work for job in group if isinstance(job.work, Delivery)]
         with self._engine.begin() as connection:
+            self._fence()
             receipts, stored = store_deliveries(connection, deliveries, self._read, now_us)
             upcoming = iter(receipts)
             outcomes = [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,3 +125,83 @@ def test_what_can_be_seen_to_be_wrong_stops_the_start(
     (line,) = [one for one in done.stderr.splitlines() if one.startswith("GCM_SENTINEL_")]
     assert line.startswith("GCM_SENTINEL_KUBERNETES: ")
     assert named in line
+
+
+class Candidate:
+    """One of several processes that share a lease, each with a store of its own."""
+
+    def __init__(self, directory: Path, kubeconfig: Path) -> None:
+        self.process = AggregatorProcess(directory, KUBERNETES="on", LEASE="default/sentinel")
+        self.process.environment["KUBECONFIG"] = str(kubeconfig)
+        self.process.start()
+
+    def ready(self) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://{self.process.metrics_address}/readyz", timeout=2) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def leads(self) -> bool:
+        return self.ready()[0] == 200
+
+    def stands_by(self) -> bool:
+        return "stands by" in self.ready()[1]
+
+    def tell(self, number: signal.Signals) -> None:
+        assert self.process.process is not None
+        self.process.process.popen.send_signal(number)
+
+    def wait(self) -> int:
+        assert self.process.process is not None
+        return self.process.process.popen.wait(30)
+
+
+@contextmanager
+def candidates(directory: Path, kubeconfig: Path) -> Iterator[tuple[Candidate, Candidate]]:
+    one = Candidate(directory / "one", kubeconfig)
+    until(one.leads)
+    other = Candidate(directory / "other", kubeconfig)
+    until(other.stands_by)
+    try:
+        yield one, other
+    finally:
+        for candidate in (one, other):
+            candidate.tell(signal.SIGCONT)
+            candidate.process.stop()
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_serves_and_the_other_takes_over(api_server: ApiServer, tmp_path: Path) -> None:
+    """At once where the first is told to stop; and the one that waits ends when told to."""
+    api_server.node("n1")
+    with candidates(tmp_path, api_server.kubeconfig(tmp_path / "kubeconfig")) as (one, other):
+        one.tell(signal.SIGTERM)
+        assert one.wait() == 0
+        until(other.leads, 12)
+        third = Candidate(tmp_path / "third", tmp_path / "kubeconfig")
+        until(third.stands_by)
+        third.tell(signal.SIGTERM)
+        assert third.wait() == 0
+
+
+@pytest.mark.slow
+def test_a_leader_that_was_paused_does_nothing_more(api_server: ApiServer, tmp_path: Path) -> None:
+    """Another leads by the time it goes on: it stores nothing, and ends."""
+    api_server.node("n1")
+    with candidates(tmp_path, api_server.kubeconfig(tmp_path / "kubeconfig")) as (one, other):
+        one.tell(signal.SIGSTOP)
+        api_server.condition("n1", XID, "True")
+        until(other.leads, 40)
+        until(lambda: 'kind="node_condition_xid",node="n1"' in metrics(other.process))
+        one.tell(signal.SIGCONT)
+        one.wait()
+        assert "leadership_lost" in log(one.process)
+        assert one.process.directory.joinpath("sentinel.db").exists()
+        with sqlite3.connect(one.process.directory / "sentinel.db") as database:
+            (count,) = database.execute("SELECT count(*) FROM evidence").fetchone()
+        assert count == 0
+        assert other.leads()
