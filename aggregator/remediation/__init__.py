@@ -1,1 +1,4 @@
-"""Acts on a node where policy allows it. In `recommend` and `annotate` nothing of it is constructed."""
+"""Actions on nodes, in execute mode alone: a model proposes, policy decides, the executor acts, everything is written down.
+
+In `recommend` and `annotate` nothing of this package is constructed.
+"""
