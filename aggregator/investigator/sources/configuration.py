@@ -65,7 +65,7 @@ class ExporterPlace(_Table):
     namespace: str = Field("", pattern=r"^[a-z0-9.-]*$")
     selector: str = Field("", max_length=500)
     port: int = Field(0, ge=0, le=65535)
-    path: str = Field("/metrics", pattern=r"^/[A-Za-z0-9/_.-]*$")
+    path: str = Field(default="/metrics", pattern=r"^/[A-Za-z0-9/_.-]*$")
     urls: dict[str, Annotated[str, AfterValidator(_url)]] = {}
 
 
