@@ -53,7 +53,11 @@ def first(forms: Iterable[Form], text: str) -> Reading | None:
     """The reading of the first form that fits; GPU names that stand in the text are taken along."""
     lowered = text.lower()
     for candidate in forms:
-        if any(word in lowered for word in candidate.words) and (found := candidate.pattern.search(text)):
-            attributes = {"text": text} | candidate.take(found)
-            return Reading(candidate.kind, attributes, pci=pci_in(text), gpu_uuid=uuid_in(text))
+        for word in candidate.words:
+            if word in lowered:
+                found = candidate.pattern.search(text)
+                if found:
+                    attributes = {"text": text} | candidate.take(found)
+                    return Reading(candidate.kind, attributes, pci=pci_in(text), gpu_uuid=uuid_in(text))
+                break
     return None
