@@ -13,7 +13,6 @@ from pydantic import SecretStr
 from aggregator.investigator.llm import (
     Backend,
     Entry,
-    ModelEntry,
     Request,
     ResultsEntry,
     ToolCall,
@@ -24,10 +23,11 @@ from aggregator.investigator.llm import (
 )
 from aggregator.investigator.llm.attempts import Patience
 from aggregator.investigator.llm.backends import backend_of
-from tests.doubles.llm import KEY, Reply, Script, ScriptedLlm, Status, Step, call, say
+from tests.doubles.llm import KEY, Reply, Script, ScriptedLlm, Step, call, say
 
 MODELS = {"anthropic": "claude-sonnet-5-5", "openai-responses": "gpt-5.5", "openai-chat": "local-model"}
 APIS = tuple(MODELS)
+CONVERSATION = {"anthropic": "messages", "openai-responses": "input", "openai-chat": "messages"}
 QUICK = Patience(idle_seconds=1.0, first_backoff_seconds=0.01, longest_backoff_seconds=0.02)
 SCHEMA = {
     "type": "object",
@@ -120,11 +120,3 @@ def two_rounds() -> list[Reply]:
         ),
         say('{"severity": "critical", "confidence": 0.9}', thinking="So it is."),
     ]
-
-
-def retries(llm: ScriptedLlm) -> int:
-    """How often the last turn was asked for again."""
-    return len(llm.turns) - 1
-
-
-__all__ = ["APIS", "KEY", "MODELS", "ModelEntry", "Session", "Status", "open_session", "retries", "two_rounds"]

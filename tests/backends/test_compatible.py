@@ -92,5 +92,10 @@ async def test_an_endpoint_that_is_down_is_not_taken_for_one_that_lacks_tools() 
             with pytest.raises(BackendFailed) as failed:
                 await ask()
             assert failed.value.kind is FailureKind.SERVER_ERROR
+        tries = [one for one in session.llm.requests if one.probe]
+        session.llm.on_trial = Status(403)
+        with pytest.raises(BackendFailed):
+            await session.turn()
+        assert len([one for one in session.llm.requests if one.probe]) == len(tries) + 1
         session.llm.on_trial = None
         assert (await session.backend.probe()).structured_output

@@ -172,6 +172,13 @@ async def test_who_asks_for_more_patience_than_we_have_is_left_alone(api: str, h
     assert time.monotonic() - started < 10
 
 
+async def test_the_most_patience_is_ours_to_set(api: str) -> None:
+    """Also where the wait would fit into the deadline."""
+    hasty = Patience(longest_retry_after_seconds=0.5, first_backoff_seconds=0.01)
+    failed, count = await failure(api, Status(429, retry_after="2"), patience=hasty)
+    assert (failed.kind, count) == (FailureKind.RATE_LIMITED, 1)
+
+
 @pytest.mark.parametrize("header", ["-5", "nan", "soon", ""])
 async def test_a_wait_that_means_nothing_is_ours_to_choose(api: str, header: str) -> None:
     """Asked again after our own pause."""

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from aggregator.investigator.llm import UserEntry
-from tests.backends.conftest import SCHEMA, TOOLS, open_session, two_rounds
+from tests.backends.conftest import CONVERSATION, SCHEMA, TOOLS, open_session, two_rounds
 from tests.doubles.llm import KEY, Reply, answer, calls, say
 from tests.doubles.llm.script import Call
 
-CONVERSATION = {"anthropic": "messages", "openai-responses": "input", "openai-chat": "messages"}
 FORBIDDEN = ("temperature", "top_p", "top_k", "tool_choice", "stop_sequences", "previous_response_id")
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from aggregator.investigator.llm import Stop, Usage, UserEntry
-from tests.backends.conftest import MODELS, open_session, two_rounds
+from tests.backends.conftest import CONVERSATION, MODELS, open_session, two_rounds
 from tests.doubles.llm import Call, Reply, Tokens, answer, call, calls, say
 
 
@@ -21,6 +21,19 @@ async def test_a_conversation_of_three_rounds_is_accepted_by_the_endpoint(api: s
         assert turns[1].calls[0].arguments == {"query": "up"}
         assert {turn.model for turn in turns} == {MODELS[api]}
         assert session.llm.refused == []
+
+
+async def test_a_turn_goes_back_with_all_it_said(api: str) -> None:
+    """Text and calls with their arguments, in the order in which they came."""
+    wanted = calls(
+        Call("get_node_info", {"node": "first"}), Call("query_prometheus", {"query": "second"}), text="before both"
+    )
+    async with open_session(api, [wanted, answer({})]) as session:
+        await session.until_answered()
+        sent = json.dumps(session.llm.turns[1].body[CONVERSATION[api]])
+    places = [sent.find(word) for word in ("before both", "get_node_info", "first", "query_prometheus", "second")]
+    assert -1 not in places
+    assert places[0] < min(places[1:3]) <= max(places[1:3]) < min(places[3:])
 
 
 @pytest.mark.parametrize("api", ["anthropic", "openai-responses"])
