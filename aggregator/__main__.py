@@ -15,6 +15,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib.metadata import version
 
 import httpx2
@@ -34,6 +35,7 @@ from aggregator.kube.cluster import Cluster
 from aggregator.kube.cluster import assemble as assemble_cluster
 from aggregator.kube.errors import ApiError
 from aggregator.kube.lease import Lease, LeaseLost
+from aggregator.kube.silence import Silence
 from aggregator.kube.walls import WallAbsent, Walls
 from aggregator.outputs import Target
 from aggregator.outputs.annotations import Annotations
@@ -45,8 +47,11 @@ from aggregator.outputs.node_events import NodeEvents
 from aggregator.outputs.webhook import Webhook, open_client
 from aggregator.outputs.wording import Site
 from aggregator.pipeline import Pipeline, read_record
+from aggregator.remediation.assembly import assemble as assemble_remediation
+from aggregator.remediation.remediator import Remediator
 from aggregator.server import AddressInUse, Server, TlsFiles
 from aggregator.server.agents import Limits
+from aggregator.server.asking import ask
 from aggregator.server.http import HttpServer, probes
 from aggregator.server.presence import Presence
 from aggregator.server.sessions import Sessions
@@ -100,7 +105,11 @@ async def serve(settings: Settings) -> None:
         try:
             async with open_client() as client:
                 targets = [*_webhooks(settings, endpoints, client), *await _node_targets(settings, store, cluster)]
-                await _serve(settings, store, metrics, registry, authenticator, catalog, targets, cluster, stop)
+                remediator = _remediator(settings, store, cluster, metrics, lease)
+                targets += [remediator] if remediator else []
+                await _serve(
+                    settings, store, metrics, registry, authenticator, catalog, targets, cluster, remediator, stop
+                )
         except* LeaseLost:
             log.info("stopping", why="another process may lead")
         finally:
@@ -117,6 +126,7 @@ async def _serve(
     catalog: rules.Catalog,
     targets: Sequence[Target],
     cluster: KubeClient | None,
+    remediator: Remediator | None,
     stop: asyncio.Event,
 ) -> None:
     sessions = Sessions(Limits().max_streams)
@@ -136,7 +146,10 @@ async def _serve(
     with _naming("GRPC_ADDRESS", AddressInUse):
         port = await server.start(str(settings.grpc_address), _tls(settings))
     _log_banner(settings, catalog, port, measured.port, pages.port)
-    _warn_of_what_is_not_there(settings)
+    watched = _watched(settings, cluster, pipeline, metrics) if cluster else None
+    if remediator is not None and watched is not None:
+        remediator.around.ask = partial(ask, sessions)
+        remediator.around.view = watched.present
     if cluster is None and settings.kubernetes != "off":
         log.info("no_cluster", consequence="this aggregator works on agents alone")
     try:
@@ -149,8 +162,8 @@ async def _serve(
                 group.create_task(presence.watch()),
                 group.create_task(trim(store, settings.retention_days, settings.retention_bytes)),
             ]
-            if cluster is not None:
-                working.append(group.create_task(_watched(settings, cluster, pipeline, metrics).run()))
+            if watched is not None:
+                working.append(group.create_task(watched.run()))
             if investigator is not None:
                 working.append(group.create_task(investigator.run()))
             await stop.wait()
@@ -280,6 +293,17 @@ async def _node_targets(settings: Settings, store: Store, cluster: KubeClient | 
     return [target for target in targets if target.route.target not in settings.outputs_off]
 
 
+def _remediator(
+    settings: Settings, store: Store, cluster: KubeClient | None, metrics: Metrics, lease: Lease | None
+) -> Remediator | None:
+    """Who acts: in execute mode alone there is anybody."""
+    if settings.action_mode != "execute" or cluster is None:
+        return None
+    made = assemble_remediation(settings, cluster, store, metrics)
+    made.around.leads = lease.holds if lease else lambda: True
+    return made
+
+
 def _webhooks(settings: Settings, endpoints: Sequence[Endpoint], client: httpx2.AsyncClient) -> list[Target]:
     known = {*OUTPUTS, *(endpoint.name for endpoint in endpoints)}
     if unknown := sorted({*settings.outputs_off} - known):
@@ -313,16 +337,6 @@ def _naming(variable: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise StartRefused(f"{PREFIX}{variable}: {error}") from error
-
-
-def _warn_of_what_is_not_there(settings: Settings) -> None:
-    """Settings that are checked already and that nothing in this version acts on."""
-    asked = (("ACTION_MODE", settings.action_mode, settings.action_mode == "execute"),)
-    for name, value, without_effect in asked:
-        if without_effect:
-            log.warning(
-                "setting_without_effect", variable=PREFIX + name, value=value, why="this version does not have it yet"
-            )
 
 
 def _log_banner(settings: Settings, catalog: rules.Catalog, grpc_port: int, metrics_port: int, http_port: int) -> None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "evidence": "show a node's evidence",
     "investigate": "have a node looked into, and print the verdict",
     "transcript": "what an investigation asked, got and concluded",
+    "audit": "show what was decided about actions on a node, and why",
     "rejudge": "judge stored incidents again under a rules overlay; list what would change",
     "backup": "copy the aggregator's database while it runs",
 }

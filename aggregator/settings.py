@@ -175,6 +175,16 @@ class Settings(_Environment):
     cooldown_seconds: int = Field(3600, ge=0, le=7 * 86_400)
     node_allowlist: Items = ()
     max_actions_per_hour: int = Field(3, ge=0, le=1000)
+    max_unavailable_percent: int = Field(10, ge=1, le=100)  # of the nodes with GPUs, whoever made them so
+    action_min_confidence: float = Field(0.8, ge=0.5, le=1.0)
+    evidence_fresh_seconds: int = Field(900, ge=10, le=86_400)  # a fact that is older proves nothing of now
+    kill_switch: str = Field("gcm-sentinel/gcm-sentinel-stop", pattern=r"^[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}$")
+    dry_run: bool = False
+    uncordon_on_recovery: bool = False
+    taint_effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+    drain_seconds: int = Field(1800, ge=10, le=86_400)
+    drain_unmanaged: bool = False
+    drain_empty_dir: bool = False
     watch_conditions: Items = WATCHED_CONDITIONS
     max_tool_rounds: int = Field(12, ge=1, le=100)
     max_tool_output: int = Field(8000, ge=0, le=1_000_000)  # characters; 0 is the built-in bound

@@ -50,6 +50,10 @@ class Cluster:
         """Every node as it was last heard of."""
         return self.watch.nodes
 
+    def present(self) -> Mapping[str, Node]:
+        """Every node as it is; empty while that is not known."""
+        return self.nodes if self.watch.up and self.watch.synced.is_set() else {}
+
     async def run(self) -> None:
         """Watch and declare until cancelled."""
         async with asyncio.TaskGroup() as group:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
-
-import grpc
 
 from aggregator import wire
 from aggregator.identity import Authenticator
 from aggregator.server.answering import answer
 from aggregator.server.paging import make_token, page_size, read_token
-from aggregator.server.refusal import Refusal, invalid
-from aggregator.store import Store, deliveries
+from aggregator.server.refusal import invalid
+from aggregator.store import Store, audit, deliveries
 from protos.v1 import sentinel_pb2, sentinel_pb2_grpc
 
 UNDELIVERED = (deliveries.WAITING, deliveries.DEAD)
@@ -28,7 +27,21 @@ class Records(sentinel_pb2_grpc.SentinelServiceServicer):
         self, request: sentinel_pb2.ListAuditRecordsRequest
     ) -> sentinel_pb2.ListAuditRecordsResponse:
         """Decisions, newest first."""
-        raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "this version takes no actions")
+        size = page_size(request.page_size)
+        before = read_token(request, request.page_token, (int,))
+        found = await self._store.read(
+            partial(
+                audit.list_records,
+                node=request.node,
+                incident_id=request.incident_id,
+                before_id=int(before[0]) if before else None,
+                limit=size + 1,
+            )
+        )
+        return sentinel_pb2.ListAuditRecordsResponse(
+            records=[_record(recorded) for recorded in found[:size]],
+            next_page_token=make_token(request, [found[size - 1].id]) if len(found) > size else "",
+        )
 
     @answer
     async def ListDeliveries(  # noqa: N802
@@ -47,6 +60,22 @@ class Records(sentinel_pb2_grpc.SentinelServiceServicer):
             deliveries=[_delivery(row) for row in rows[:size]],
             next_page_token=make_token(request, [rows[size - 1].id]) if len(rows) > size else "",
         )
+
+
+def _record(recorded: audit.Recorded) -> sentinel_pb2.AuditRecord:
+    record = recorded.record
+    return sentinel_pb2.AuditRecord(
+        id=recorded.id,
+        at=wire.stamp(recorded.at_us),
+        node=record.node,
+        incident_id=record.incident_id,
+        assessment_id=record.assessment_id,
+        action=record.action,
+        outcome=record.outcome,
+        reasons=record.reasons,
+        inputs_json=json.dumps(record.inputs),
+        actor=record.actor,
+    )
 
 
 def _delivery(row: deliveries.DeliveryRow) -> sentinel_pb2.DeliveryStatus:
