@@ -171,6 +171,7 @@ class Settings(_Environment):
     llm_base_url: Url = ""
     prometheus_url: Url = ""
     alertmanager_url: Url = ""
+    sources_file: FilePath | None = None  # what an investigation may ask beyond these, and how: docs/sources.md
     action_mode: Literal["recommend", "annotate", "execute"] = "recommend"
     cooldown_seconds: int = Field(3600, ge=0, le=7 * 86_400)
     node_allowlist: Items = ()
