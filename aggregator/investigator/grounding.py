@@ -63,7 +63,7 @@ def check(answer: Answer, shown: Shown, gate: Gate) -> Checked:
 
 
 def _claim(statement: Statement, shown: Shown, text: str, before: Sequence[Claim], gate: Gate) -> Claim:
-    reason = next(iter(_problems(statement, shown, text, before)), "")
+    reason = gate.leaving(next(_problems(statement, shown, text, before), ""))
     if reason:
         return Claim(statement.role, text, tuple(_unproved(shown, gate, *pair) for pair in statement.support), reason)
     return Claim(statement.role, text, tuple(_proved(shown, *pair) for pair in statement.support))
