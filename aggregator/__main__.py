@@ -162,8 +162,9 @@ async def _serve(
                 group.create_task(presence.watch()),
                 group.create_task(trim(store, settings.retention_days, settings.retention_bytes)),
             ]
-            if watched is not None:
-                working.append(group.create_task(watched.run()))
+            if cluster is not None and watched is not None:
+                presence.cluster = Silence(cluster, watched.watch, lambda: sessions.nodes)
+                working += [group.create_task(watched.run()), group.create_task(presence.cluster.run())]
             if investigator is not None:
                 working.append(group.create_task(investigator.run()))
             await stop.wait()

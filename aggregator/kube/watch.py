@@ -22,6 +22,7 @@ from aggregator.kube.nodes import Node, Wanted, parse
 PATH = "/api/v1/nodes"
 PAGE = 100  # a node may be 100 kB of JSON, and parsing holds the loop
 WATCH_SECONDS = (240, 360)  # a watch ends by itself between these, so that many aggregators do not return at once
+MAX_REMOVED = 10_000
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 
 log = structlog.get_logger(__name__)
@@ -40,6 +41,7 @@ class NodeWatch:
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self.nodes: dict[str, Node] = {}
+        self.removed: dict[str, None] = {}  # names that were here and are gone, the latest last
         self.synced = asyncio.Event()
         self.up = False
         self._client = client
@@ -126,8 +128,12 @@ class NodeWatch:
             return
         if node is None:
             del self.nodes[name]
+            self.removed[name] = None
+            if len(self.removed) > MAX_REMOVED:
+                del self.removed[next(iter(self.removed))]
         else:
             self.nodes[name] = node
+            self.removed.pop(name, None)
         self._changed.add(name)
         self._waking.set()
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 from sqlalchemy import Connection
 
 from aggregator import wire
+from aggregator.kube.silence import CRASHING, NODE_DOWN, UNSCHEDULED, Expected, Silence
 from aggregator.model import EvidenceKey, Phase
 from aggregator.outputs.metrics import Metrics
 from aggregator.pipeline import Pipeline
@@ -35,6 +36,14 @@ DUPLICATE_AGENT = "duplicate_agent"
 GPU_COUNT_DIFFERS = "gpu_count_differs"
 DECLARED = (AGENT_SILENT, DUPLICATE_AGENT, GPU_COUNT_DIFFERS)  # here; the cluster's states stand beside them
 
+NEVER = "never"  # in the epoch of a silence that began before anything was heard
+HINDRANCES = {
+    "": "the cluster knows of nothing that hinders it",
+    NODE_DOWN: "the node is not ready",
+    UNSCHEDULED: "no agent is scheduled there",
+    CRASHING: "its agent does not come up",
+}
+
 State = tuple[str, str]  # node, kind
 
 
@@ -53,6 +62,9 @@ class Presence:
         self._standing: dict[State, str] = {}  # epoch of each declared state that has not ended
         self._snapshots: dict[str, NodeState] = {}
         self._shown: dict[str, str] = {}
+        self.cluster: Silence | None = None
+        self._expected: Mapping[str, Expected] = {}
+        self._removed: Collection[str] = ()
 
     def last_heard_us(self, node: str) -> int | None:
         """When a node's agent was last heard, by our clock; None when it never was."""
@@ -60,13 +72,16 @@ class Presence:
         return session.heard_us if session else self._heard_us.get(node)
 
     def observed(self, node: str) -> str:
-        """observed, or why not: duplicate_agent, driver_unavailable, rejected, silent."""
+        """observed, or why not: duplicate_agent, driver_unavailable, rejected, silent; instead of silent what the cluster knows of
+        it: node_down, unscheduled, crashing."""
         if (node, DUPLICATE_AGENT) in self._standing:
             return DUPLICATE_AGENT
         if self._sessions.current(node) is None:
             if self._sessions.was_rejected(node):
                 return "rejected"
-            return "silent" if (node, AGENT_SILENT) in self._standing else "observed"
+            if (node, AGENT_SILENT) not in self._standing:
+                return "observed"
+            return (self._expected[node].hindrance if node in self._expected else "") or "silent"
         snapshot = self._snapshots.get(node)
         return "observed" if snapshot is None or snapshot.driver_works else "driver_unavailable"
 
@@ -85,9 +100,11 @@ class Presence:
         left, self._sessions.left_us = self._sessions.left_us, {}
         heard = self._sessions.heard_us()
         self._heard_us |= left | heard
+        if self.cluster is not None:
+            self._expected, self._removed = self.cluster.expected(), self.cluster.removed()
         await self._store.write(partial(save_heard, heard_us=left | heard if save_connected else left))
         wanted = dict(self._wanted(_now_us()))
-        for state in [state for state in self._standing if state not in wanted]:
+        for state in [state for state in self._standing if state not in wanted and not self._unsure(state)]:
             await self._end(state)
         for state in wanted.keys() - self._standing.keys():
             await self._begin(state, *wanted[state])
@@ -112,11 +129,10 @@ class Presence:
     def _wanted(self, now_us: int) -> Iterator[tuple[State, tuple[str, str]]]:
         """Every state that stands now: (node, kind) → (epoch, if it begins now; detail)."""
         connected = self._sessions.nodes
-        for node, heard_us in self._heard_us.items():
-            silent_seconds = (now_us - max(heard_us, self._started_us)) / 1e6
-            long = silent_seconds > self._silent_seconds or (node, AGENT_SILENT) in self._standing
-            if node not in connected and long:
-                yield (node, AGENT_SILENT), (f"{AGENT_SILENT}:{heard_us}", "no agent of this node has been heard")
+        for node, since_us, epoch in self._awaited():
+            long = (now_us - max(since_us, self._started_us)) / 1e6 > self._silent_seconds
+            if node not in connected and (long or (node, AGENT_SILENT) in self._standing):
+                yield (node, AGENT_SILENT), (f"{AGENT_SILENT}:{epoch}", self._silence(node))
         for node in connected:
             if len(installations := self._sessions.installations(node)) > 1:
                 detail = (
@@ -127,6 +143,23 @@ class Presence:
             alike = f"other nodes with {snapshot.gpu_model} and driver {snapshot.driver_version}"
             detail = f"{snapshot.gpu_count} GPUs, where {alike} have {usual}"
             yield (snapshot.node, GPU_COUNT_DIFFERS), (f"{GPU_COUNT_DIFFERS}:{snapshot.taken_us}", detail)
+
+    def _awaited(self) -> Iterator[tuple[str, int, str]]:
+        """Nodes that should be heard: which, since when, and what names that time."""
+        for node, heard_us in self._heard_us.items():
+            if node not in self._removed:
+                yield node, heard_us, str(heard_us)
+        for node, expected in self._expected.items():
+            if node not in self._heard_us:
+                yield node, expected.since_us, f"{NEVER}:{expected.since_us}"
+
+    def _unsure(self, state: State) -> bool:
+        """A node that was never heard is known by the cluster alone, and that has not told of its nodes yet."""
+        return self.cluster is not None and not self.cluster.known and NEVER in self._standing[state]
+
+    def _silence(self, node: str) -> str:
+        expected = self._expected.get(node)
+        return "no agent of this node has been heard" + (f": {HINDRANCES[expected.hindrance]}" if expected else "")
 
     async def _begin(self, state: State, epoch: str, detail: str) -> None:
         node, kind = state
@@ -155,7 +188,9 @@ class Presence:
 
     def _show(self) -> None:
         """Keep one series for each node, with the reason it has now."""
-        shown = {node: self.observed(node) for node in self._heard_us}
+        connected = self._sessions.nodes
+        awaited = {node for node, _, _ in self._awaited()} | connected
+        shown = {node: self.observed(node) for node in awaited}
         for node in shown.keys() | self._shown.keys():
             if shown.get(node) != self._shown.get(node):
                 self._metrics.node_observed(node, shown.get(node))
