@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import httpx2
 import structlog
@@ -27,8 +28,7 @@ from aggregator import rules
 from aggregator.correlator import Windows
 from aggregator.identity import Authenticator, IdentityUnusable, LocalTrust, TokensFile
 from aggregator.investigator.assembly import Investigator, InvestigatorUnusable, assemble
-from aggregator.investigator.sources import Registry
-from aggregator.investigator.work import own_node
+from aggregator.investigator.sources import Unavailable
 from aggregator.kube.access import AccessWrong, NoCluster, find_access
 from aggregator.kube.client import KubeClient
 from aggregator.kube.cluster import Cluster
@@ -47,20 +47,22 @@ from aggregator.outputs.node_events import NodeEvents
 from aggregator.outputs.webhook import Webhook, open_client
 from aggregator.outputs.wording import Site
 from aggregator.pipeline import Pipeline, read_record
-from aggregator.remediation.assembly import assemble as assemble_remediation
-from aggregator.remediation.remediator import Remediator
 from aggregator.server import AddressInUse, Server, TlsFiles
 from aggregator.server.agents import Limits
 from aggregator.server.asking import ask
 from aggregator.server.http import HttpServer, probes
 from aggregator.server.presence import Presence
-from aggregator.server.sessions import Sessions
+from aggregator.server.sessions import CollectFailed, Sessions
 from aggregator.settings import PREFIX, Address, Settings, SettingsError, misspelt, without_credentials
 from aggregator.store import Store, StoreUnusable
 from aggregator.store.retention import trim
 from aggregator.web import create_app
 
+if TYPE_CHECKING:
+    from aggregator.remediation.remediator import Remediator
+
 GRACE_SECONDS = 2.0
+COLLECT_SECONDS = 10.0  # for an agent to read its GPUs for an investigation
 OUTPUTS = ("log", "metrics", "webhooks", "node_events", "annotations")  # that can be switched off
 
 log = structlog.get_logger(__name__)
@@ -135,7 +137,7 @@ async def _serve(
     context = rules.Context(catalog=catalog)
     pipeline = Pipeline(store, outputs, metrics, Windows(), context, couriers.routes)
     pipeline.on_posted = couriers.wake
-    investigator = _investigator(settings, pipeline, metrics, context)
+    investigator = await _investigator(settings, pipeline, metrics, context, cluster, sessions)
     presence = Presence(pipeline, sessions, metrics, silent_seconds=settings.agent_silent_seconds)
     server = Server(
         pipeline, sessions, presence, authenticator, metrics, limits=Limits(), cluster=settings.cluster_name
@@ -178,13 +180,37 @@ async def _serve(
         await server.stop(0)
 
 
-def _investigator(
-    settings: Settings, pipeline: Pipeline, metrics: Metrics, context: rules.Context
+async def _investigator(
+    settings: Settings,
+    pipeline: Pipeline,
+    metrics: Metrics,
+    context: rules.Context,
+    cluster: KubeClient | None,
+    sessions: Sessions,
 ) -> Investigator | None:
     if settings.llm_api == "none":
         return None
+
+    async def collect(node: str) -> bytes:
+        session = sessions.current(node)
+        if session is None:
+            raise Unavailable(f"no agent of node {node} is connected")
+        try:
+            snapshot = await session.collect(COLLECT_SECONDS)
+        except (TimeoutError, CollectFailed) as error:
+            raise Unavailable(f"the agent of {node} could not read its GPUs: {error}") from error
+        return snapshot.SerializeToString()
+
     try:
-        made = assemble(settings, pipeline.store, metrics, context, Registry.of(), own_node, pipeline.join_outcomes)
+        made = assemble(
+            settings,
+            pipeline.store,
+            metrics,
+            context,
+            reader=cluster,
+            collect=collect,
+            ended=pipeline.join_outcomes,
+        )
     except InvestigatorUnusable as error:
         raise StartRefused(f"{PREFIX}{error}") from error
     pipeline.on_judged, pipeline.on_saved = made.queue.note, made.queue.wake
@@ -297,9 +323,11 @@ async def _node_targets(settings: Settings, store: Store, cluster: KubeClient | 
 def _remediator(
     settings: Settings, store: Store, cluster: KubeClient | None, metrics: Metrics, lease: Lease | None
 ) -> Remediator | None:
-    """Who acts: in execute mode alone there is anybody."""
+    """Who acts: in execute mode alone is there anybody, and the code for it in this process."""
     if settings.action_mode != "execute" or cluster is None:
         return None
+    from aggregator.remediation.assembly import assemble as assemble_remediation
+
     made = assemble_remediation(settings, cluster, store, metrics)
     made.around.leads = lease.holds if lease else lambda: True
     return made

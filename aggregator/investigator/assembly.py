@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import structlog
 
 from aggregator import rules
 from aggregator.investigator import prompts
@@ -14,10 +17,16 @@ from aggregator.investigator.llm.backends import backend_of
 from aggregator.investigator.llm.models import ModelsError, read_models
 from aggregator.investigator.policy import HourlyBudget
 from aggregator.investigator.queue import Counts, Queue, Rules
-from aggregator.investigator.sources import Registry
-from aggregator.investigator.work import ModelProbe, ScopeOf, Work
+from aggregator.investigator.redaction import Redactor
+from aggregator.investigator.sources.cluster import Reader
+from aggregator.investigator.sources.configuration import SourcesUnusable, read_configuration
+from aggregator.investigator.sources.evidence import Collect
+from aggregator.investigator.sources.registry import Given, build
+from aggregator.investigator.work import ModelProbe, Work
 from aggregator.settings import Settings
 from aggregator.store import Store
+
+log = structlog.get_logger(__name__)
 
 
 class InvestigatorUnusable(Exception):
@@ -47,19 +56,31 @@ def assemble(
     store: Store,
     counts: Counts,
     context: rules.Context,
-    registry: Registry,
-    scope_of: ScopeOf,
+    *,
+    reader: Reader | None,
+    collect: Collect,
     ended: Callable[[], None],
 ) -> Investigator:
-    """Raises InvestigatorUnusable."""
-    try:
+    """`reader` is of the API server, where there is one; `collect` asks a node's agent; `ended` is told that an outcome waits to be
+    joined. Raises InvestigatorUnusable."""
+    with _naming("MODELS_FILE", ModelsError):
         models = read_models(settings.models_file)
-    except ModelsError as error:
-        raise InvestigatorUnusable(f"MODELS_FILE: {error}") from error
-    try:
+    with _naming("SYSTEM_PROMPT_PATH", prompts.PromptError):
         system = prompts.system_text(settings.system_prompt_path)
-    except prompts.PromptError as error:
-        raise InvestigatorUnusable(f"SYSTEM_PROMPT_PATH: {error}") from error
+    with _naming("SOURCES_FILE", SourcesUnusable):
+        configuration = read_configuration(settings.sources_file)
+    given = Given(
+        configuration,
+        store,
+        context.catalog,
+        prometheus_url=settings.prometheus_url,
+        alertmanager_url=settings.alertmanager_url,
+        reader=reader,
+        collect=collect,
+    )
+    sources = build(given)
+    for problem in sources.problems:
+        log.warning("source_left_out", reason=problem)
     backend = backend_of(
         settings.llm_api,
         model=settings.model,
@@ -68,10 +89,29 @@ def assemble(
         models=models,
     )
     probe = ModelProbe(backend)
-    work = Work(store, backend, probe, registry, system, _budget(settings), context, scope_of)
+    work = Work(
+        store,
+        backend,
+        probe,
+        sources.registry,
+        system,
+        _budget(settings),
+        context,
+        sources.scope_of,
+        counts.tool_called,
+        Redactor((settings.api_key.get_secret_value(),)),
+    )
     budget = HourlyBudget(tokens=settings.hourly_tokens, cost_usd=settings.hourly_usd)
     how = Rules(settings.investigate, settings.investigations_at_once, settings.cooldown_seconds, budget)
     return Investigator(Queue(store, work, how, counts, ended), probe, backend)
+
+
+@contextmanager
+def _naming(variable: str, kind: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kind as error:
+        raise InvestigatorUnusable(f"{variable}: {error}") from error
 
 
 def _budget(settings: Settings) -> Budget:

@@ -71,6 +71,10 @@ class Counts(Protocol):
         """One has ended."""
         ...
 
+    def tool_called(self, tool: str, outcome: str) -> None:
+        """A source was asked."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:

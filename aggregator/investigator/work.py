@@ -20,13 +20,13 @@ from aggregator.investigator.framing import Gate
 from aggregator.investigator.llm import Backend, BackendFailed, Capabilities
 from aggregator.investigator.loop import Task, investigate
 from aggregator.investigator.queue import Outcome, Progress, Report, degraded
+from aggregator.investigator.redaction import Redactor
 from aggregator.investigator.sources import Registry, Scope
 from aggregator.model import Assessment, Incident, Spent
 from aggregator.store import Store, beside, investigations
 from aggregator.store.investigations import Job, TranscriptEntry
 
 SAVE_SECONDS = 1.0  # how often what a run did is written down while it runs
-BEFORE_US = 3_600_000_000  # of an incident's first fact: what sources look at by default begins here
 
 ScopeOf = Callable[[Case], Awaitable[Scope]]
 
@@ -45,6 +45,8 @@ class Work:
     budget: Budget
     context: rules.Context
     scope_of: ScopeOf
+    count: Callable[[str, str], None]  # a tool that was asked, and what came of it
+    redactor: Redactor  # knows the process's own secrets
 
     async def __call__(self, job: Job, incident: Incident, assessment: Assessment, report: Report) -> Outcome:
         """Run one job. Whatever the endpoint does, there is an outcome."""
@@ -54,7 +56,7 @@ class Work:
             reason = f"{failed.kind.value}: {failed}"
             found = degraded(job, reason, self.backend.model)
             return Outcome(found, failed.kind in TRANSIENT)
-        gate = Gate()
+        gate = Gate(self.redactor)
         case = await self._case(job, incident)
         task = Task(
             investigation_id=job.id,
@@ -72,7 +74,9 @@ class Work:
                 notes.spent = spent
                 report(Progress(job.id, text, tool, spent))
 
-            found = await investigate(task, self.backend, capabilities, record=notes.entries.append, report=tell)
+            found = await investigate(
+                task, self.backend, capabilities, record=notes.entries.append, report=tell, count=self.count
+            )
             notes.spent = found.spent
         return Outcome(found, word_of(found.reason) in TRANSIENT)
 
@@ -151,11 +155,3 @@ class ModelProbe:
             log.info(
                 "model_ready", model=known.model, max_input_tokens=known.max_input_tokens, priced=known.input_usd > 0
             )
-
-
-async def own_node(case: Case) -> Scope:
-    """The scope where nothing beside the store is known: the incident's own nodes."""
-    incident = case.incident
-    return Scope(
-        incident=incident, node=incident.subject.node, since_us=incident.opened_us - BEFORE_US, until_us=case.now_us
-    )

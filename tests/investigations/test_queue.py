@@ -46,6 +46,9 @@ class Counted:
     def investigated(self, found: Investigation) -> None:
         self.ended.append(found)
 
+    def tool_called(self, tool: str, outcome: str) -> None:
+        raise AssertionError("a run that is scripted here asks no tool")
+
 
 @dataclass
 class Investigator:
