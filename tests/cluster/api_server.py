@@ -141,10 +141,9 @@ class ApiServer:
         while time.monotonic() < deadline:
             assert self._server is not None
             assert self._server.poll() is None, f"kube-apiserver ended: {self._tail('kube-apiserver')}"
-            with contextlib.suppress(httpx2.TransportError, OSError):
-                with self._client() as client:
-                    if client.get("/readyz").text == "ok":
-                        return
+            with contextlib.suppress(httpx2.TransportError, OSError), self._client() as client:
+                if client.get("/readyz").text == "ok":
+                    return
             time.sleep(0.1)
         raise TimeoutError(f"kube-apiserver is not ready: {self._tail('kube-apiserver')}")
 
