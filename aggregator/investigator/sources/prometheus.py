@@ -121,6 +121,13 @@ class Prometheus:
             most = readable(-(-duration // MAX_POINTS))
             raise Refused(f"{duration / step:.0f} points a series, at most {MAX_POINTS}: use a step of {most} or more")
         query = promql.read(arguments["query"], promql.Allowed(self.metrics), end)
+        for label, value in sorted(query.equal):
+            # It would find nothing, and absent() of it would read as if that node had no such series.
+            if label in NODE_LABELS and value and value not in names.nodes:
+                raise Refused(
+                    f"{label}={value!r} names no node that this query is about ({', '.join(names.nodes)}): "
+                    "leave the matcher out, and name nodes in scope in `nodes`"
+                )
         return Question(query, names, end, duration, step)
 
 

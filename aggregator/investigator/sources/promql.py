@@ -70,6 +70,7 @@ class Query:
     selectors: tuple[Selector, ...]  # each once
     reach_seconds: float  # how far before the moment of evaluation it looks, at most
     words: frozenset[str]  # labels it names, and its string literals
+    equal: frozenset[tuple[str, str]]  # (label, value) of every matcher with "="
 
     def confined(self, added: Callable[[Selector], str]) -> str:
         """The query with matchers added to every selector. Raises Refused where that cannot be proved."""
@@ -105,7 +106,9 @@ def read(text: str, allowed: Allowed, at_seconds: float) -> Query:
     reach = _reach(expression, at_seconds)
     if reach > MAX_REACH_SECONDS:
         raise Refused(f"the query looks back {readable(reach)}; at most {readable(MAX_REACH_SECONDS)}")
-    return Query(expression, tuple(found.values()), reach, frozenset(_words(expression)))
+    return Query(
+        expression, tuple(found.values()), reach, frozenset(_words(expression)), frozenset(_equalities(expression))
+    )
 
 
 def with_matchers(selector: Selector, added: str) -> str:
@@ -202,6 +205,12 @@ def _words(expression: Expr) -> Iterable[str]:
             yield from node.modifier.group_labels or ()
         elif isinstance(node, VectorSelector):
             yield from (matcher.name for matcher in node.matchers.matchers)
+
+
+def _equalities(expression: Expr) -> Iterable[tuple[str, str]]:
+    for node in _walked(expression):
+        if isinstance(node, VectorSelector):
+            yield from ((m.name, m.value) for m in node.matchers.matchers if m.op == MatchOp.Equal)
 
 
 def _reach(expression: Expr, at_seconds: float) -> float:
