@@ -60,7 +60,7 @@ def _heading(case: Case) -> str:
 
 
 def _facts(case: Case) -> Iterator[Item]:
-    """One item a fact, in the order of events; of many, those that the rules cite and both ends."""
+    """One item a fact, in the order of events; of many, a choice."""
     ordered = sorted(case.incident.signals, key=event_order)
     for number, signal in enumerate(_chosen(ordered, frozenset(case.verdict.citations)), start=1):
         title = f"fact, {CHANNELS.get(signal.source, signal.source or 'log')}"
@@ -68,12 +68,15 @@ def _facts(case: Case) -> Iterator[Item]:
 
 
 def _chosen(ordered: list[Signal], cited: frozenset[str]) -> list[Signal]:
+    """The first of each kind on each device, so that a storm hides nothing; then what is cited; then from both ends."""
     if len(ordered) <= MAX_FACTS:
         return ordered
-    wanted = [signal for signal in ordered if signal.id in cited][: MAX_FACTS // 2]
-    ends = [signal for pair in zip(ordered, reversed(ordered), strict=True) for signal in pair]
-    chosen = list(dict.fromkeys(signal.id for signal in (*wanted, *ends)))[:MAX_FACTS]
-    return [signal for signal in ordered if signal.id in set(chosen)]
+    firsts = {(signal.name, signal.node, signal.pci): signal for signal in reversed(ordered)}
+    kinds = sorted(firsts.values(), key=event_order)[: MAX_FACTS // 2]
+    wanted = [signal for signal in ordered if signal.id in cited][: MAX_FACTS // 4]
+    ends = [signal for pair in zip(reversed(ordered), ordered, strict=True) for signal in pair]
+    chosen = set(list(dict.fromkeys(signal.id for signal in (*kinds, *wanted, *ends)))[:MAX_FACTS])
+    return [signal for signal in ordered if signal.id in chosen]
 
 
 def _fact(signal: Signal) -> str:

@@ -35,13 +35,16 @@ Ask = Callable[[Scope, Mapping[str, Any]], Awaitable[Answer]]
 
 def xid(code: int = 79, number: int = 1, **fields: Any) -> Signal:
     given: dict[str, Any] = {
+        "id": f"n1/kmsg/b/{number}",
+        "kind": "xid",
+        "code": code,
         "node": "n1",
         "pci": "0000:3a:00.0",
         "at_us": NOW + number,
         "source": "kmsg",
         "raw": LINE.replace(" 79,", f" {code},"),
     }
-    return Signal(id=f"n1/kmsg/b/{number}", kind="xid", code=code, **{**given, **fields})
+    return Signal(**{**given, **fields})
 
 
 def incident_of(*signals: Signal, **fields: Any) -> Incident:
