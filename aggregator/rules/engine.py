@@ -63,13 +63,13 @@ def _ranked(burst: Burst, context: Context) -> tuple[Finding, list[Finding]]:
 
 
 def _beside(main: Finding, others: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Faults of another kind that need a repair of their own: the main one neither blames them nor brought them about."""
+    """Faults of another kind that need a repair of their own: the main one neither rests on them nor brought them about."""
     return tuple(
         other
         for other in others
         if other.severity is Severity.CRITICAL
         and family(other.rule_id) != family(main.rule_id)
-        and not any(_accounts_for(cause.signal, reading.signal) for cause in main.cause for reading in other.cause)
+        and not any(_accounts_for(known.signal, r.signal) for known in (*main.cause, *main.proof) for r in other.cause)
     )
 
 

@@ -22,7 +22,7 @@ class Finding:
     resolutions: tuple[Resolution, ...]
     confidence: float  # prior: see `calibration`
     cause: tuple[Reading, ...]  # what it blames, the one that names it first
-    proof: tuple[Reading, ...] = ()  # what is no fault, and yet a reason for the conclusion
+    proof: tuple[Reading, ...] = ()  # what is not blamed, and yet a reason for the conclusion
     caution: float = 1.0  # share of the confidence that is left where the evidence speaks against itself
     root_cause: str = ""  # one sentence; empty: rendered from the cause's entry
     explanation: str = ""  # sentences for the summary

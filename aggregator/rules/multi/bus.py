@@ -34,6 +34,7 @@ def lost(burst: Burst, context: Context) -> Finding | None:
         ),
         confidence=0.85 if several else 0.9,
         cause=cause,
+        proof=burst.kinds(*ON_THE_PATH),
         explanation=_explanation(burst, cause, several=several),
         recurrence_advice=_again(context),
         open_questions=_questions(burst, several=several),
