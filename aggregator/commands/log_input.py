@@ -19,7 +19,7 @@ from typing import cast
 from aggregator.commands.packed import Damaged, Unpack, other_tool, packing_of
 
 BLOCK_BYTES = 1 << 20
-_MAX_LINE = 1 << 20  # characters without a line end: the rest of such a line is passed over
+_MAX_LINE = 8 << 20  # characters without a line end: the rest of such a line is passed over
 _HEAD_BYTES = 512  # enough to tell what an input is
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Characters of one byte among zeros, in either byte order: UTF-16 as far as logs are written in it, wherever it begins.
@@ -57,6 +57,7 @@ class LogInput:
             else:
                 tail += piece
             if len(tail) > _MAX_LINE:
+                self._notice(f"{self.name}: a line goes on beyond {_MAX_LINE:,} characters; its rest was passed over")
                 yield f"{tail}\n"
                 tail, skipping = "", True
         if tail and not self._cut:  # half a line could say anything: XID 79 as 7

@@ -36,11 +36,12 @@ class LogReader:
         self._name = name
         self._now_us = now_us
         self._open: _Open | None = None
-        self._dmesg_json = formats.DmesgJson()
+        self._json = formats.JsonRecords()
         self._tables = Tables()
         self._names = Names()
         self._gathered = Gathered()
         self._boots = Boots()
+        self._last_number = self._on_line = 0  # the line of the last signal, and its how manieth that was
 
     def feed(self, text: str) -> None:
         """Take the next line, or many whole lines at once: what a block does not hold need not be looked for in its lines."""
@@ -62,7 +63,7 @@ class LogReader:
             else:
                 grammars = None
             if grammars is not None or self._busy():
-                self._take(raw[: formats.MAX_LINE], grammars or ())
+                self._take(raw, grammars or ())
 
     def finish(self) -> None:
         """The input has ended."""
@@ -79,12 +80,18 @@ class LogReader:
 
     def _busy(self) -> bool:
         """True inside something that spans lines: then every line counts."""
-        return self._open is not None or self._tables.inside or self._dmesg_json.inside
+        return self._open is not None or self._tables.inside or self._json.inside
 
     def _take(self, raw: str, grammars: Sequence[Grammar]) -> None:
-        record = self._dmesg_json.record(formats.clean(raw))
-        if record is None:
-            return
+        clean = formats.clean(raw)
+        for record in self._json.records(clean):
+            whole = record[: formats.MAX_LINE]
+            if record is clean:
+                self._take_record(whole, raw[: formats.MAX_LINE], grammars)
+            else:
+                self._take_record(whole, whole, ())
+
+    def _take_record(self, record: str, raw: str, grammars: Sequence[Grammar]) -> None:
         line = formats.parse_clean(record, now_us=self._now_us)
         grammars = grammars or grammars_for(line.text.lower()) or ()
         if self._open is not None:
@@ -122,13 +129,15 @@ class LogReader:
         self, line: Line, boot_id: str, readings: Iterable[Reading], number: int, raw: str
     ) -> Iterator[Signal]:
         identity = f"{self._name}:L{number}" if self._name else f"L{number}"
-        for position, reading in enumerate(readings, start=1):
+        for reading in readings:
             self._names.learn(line.host, reading)
             self._notice(reading)
             if reading.kind == "gpu_identity":
                 continue
+            self._on_line = self._on_line + 1 if number == self._last_number else 1
+            self._last_number = number
             yield Signal(
-                id=identity if position == 1 else f"{identity}#{position}",
+                id=identity if self._on_line == 1 else f"{identity}#{self._on_line}",
                 kind=reading.kind,
                 code=reading.code,
                 node=line.host,

@@ -25,6 +25,8 @@ _REPORT = re.compile(r"(?:NVRM: Xid|nvidia-nvswitch\d{0,4}: SXid)\b")
 _COMPLETE_HEAD = re.compile(r"[^()]{0,80}\([^()]{0,80}\): ?\d")
 _CODE_AT_END = re.compile(r"[^()]{0,80}\([^()]{0,80}\): ?\d{1,5}$")
 _CODE_GOES_ON = re.compile(r"\d{0,4}, ?(?:pid=|name=|[A-Z])")
+_HEADS = ("NVRM:", "NVRM: Xid")  # of a report, broken at a blank
+_HEAD_GOES_ON = re.compile(r"(?:Xid )?\((?:PCI:)?[0-9A-Fa-f]")
 _HEX_CUT = re.compile(r"0x[0-9a-fA-F]{0,15}$")
 
 
@@ -45,6 +47,8 @@ def messages(record: str) -> Iterator[str]:
 
 def unfinished(text: str) -> bool:
     """True when a message may go on in the next line."""
+    if text in _HEADS:
+        return True
     if text.startswith("NVRM: ") and _OPENS.match(text):
         return not text.endswith(".")
     if not _REPORT.match(text):
@@ -60,6 +64,8 @@ def joined(whole: str, line: Line) -> str | None:
     continued = _driver_continues(whole, line.text)
     if continued is not None:
         return continued
+    if whole in _HEADS and not line.stamped and _HEAD_GOES_ON.match(line.text):
+        return f"{whole} {line.text}"
     if line.stamped or not line.text or _DRIVER_START.match(line.text) or not _REPORT.match(whole):
         return None
     return _unwrapped(whole, line.text)

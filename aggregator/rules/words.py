@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from aggregator.rules.formats import DMESG_JSON_WORD, JOURNAL_BYTES_WORDS
+from aggregator.rules.formats import RECORD_WORDS
 from aggregator.rules.grammar import GRAMMARS
 from aggregator.rules.grammar.nvidia_smi import OPENING_WORDS
 from aggregator.rules.grammar.reading import Grammar
@@ -18,12 +18,12 @@ STEMS = (
     "pcie", "aer:", "dpc:", "cmpltto", "sdes", "flr", "temperature", "thermal", "slowdown", "suppressed",
     "repeated", "oops", "lockup", "rcu", "edac", "panic", "killed", "blocked for", "protection", "unable to",
     "segfault", "xfs (", "reboot:", "version", "mlx", "bnxt", "cuda", "dcgm", "nccl", "fabric", "nouveau",
-    "i915", "habana", "tesla", "imex", "psu", "[10de:", '"pri":', "dmar", "amd-vi", "smmu", "driver not", "(rev ff)",
-    *JOURNAL_BYTES_WORDS,
+    "i915", "habana", "tesla", "imex", "psu", "[10de:", "dmar", "amd-vi", "smmu", "driver not", "(rev ff)",
+    '"pri":', '"message":[', '"message": [', '"__realtime', '"_transport',
 )  # fmt: skip
 
 # Words that matter to the reading of a log as a whole and to no grammar.
-_LOG_WORDS = (*OPENING_WORDS, DMESG_JSON_WORD, *JOURNAL_BYTES_WORDS, "last message repeated")
+_LOG_WORDS = (*OPENING_WORDS, *RECORD_WORDS, "last message repeated")
 
 WORDS: tuple[tuple[str, Grammar | None], ...] = (
     *((word, grammar) for grammar in GRAMMARS for word in grammar.words),

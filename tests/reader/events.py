@@ -130,6 +130,28 @@ def _dmesg_json_decoded(message: str, at: int) -> str:
     return f'      {{\n         "fac": "kern",\n         "pri": "warn",\n         "time": {_uptime(at)},\n         "msg": {text}\n      }},{{'
 
 
+def _dmesg_json_list(message: str, at: int) -> str:
+    noise = '{"pri":6,"time":1.5,"msg":"usb 1-1: new device {{[["}'
+    record = json.dumps({"pri": 4, "time": float(_uptime(at)), "msg": message}, separators=(",", ":"))
+    return f'{{"dmesg":[{noise},{record},{noise}]}}'
+
+
+def _journal_pretty(message: str, at: int) -> str:
+    fields = {
+        "_BOOT_ID": "b",
+        "__REALTIME_TIMESTAMP": str(at),
+        "MESSAGE": message,
+        "_TRANSPORT": "kernel",
+        "PRIORITY": "4",
+    }
+    return json.dumps(fields, indent=8).replace('": ', '" : ')
+
+
+def _journal_jq(message: str, at: int) -> str:
+    fields = {"MESSAGE": message, "_TRANSPORT": "kernel", "__REALTIME_TIMESTAMP": str(at), "_HOSTNAME": HOST}
+    return json.dumps(fields, indent=2, sort_keys=True)
+
+
 FORMATS: dict[str, Format] = {
     "bare": Format(lambda m, at: m),
     "kmsg": Format(lambda m, at: f"4,1227,{at % 10**13},-;{_escaped(m)}"),
@@ -145,6 +167,9 @@ FORMATS: dict[str, Format] = {
     "dmesg --raw": Format(lambda m, at: f"<4>[{_uptime(at)}] {m}"),
     "dmesg -J": Format(_dmesg_json),
     "dmesg -J -x": Format(_dmesg_json_decoded),
+    "dmesg -J in one line": Format(_dmesg_json_list),
+    "journalctl json-pretty": Format(_journal_pretty, 1),
+    "journalctl json through jq": Format(_journal_jq, 1),
     "journalctl short": Format(lambda m, at: f"{_when(at).strftime('%b %d %H:%M:%S')} {HOST} kernel: {m}"),
     "journalctl short-iso": Format(lambda m, at: f"{_iso(at)}+0000 {HOST} kernel: {m}", 1_000_000),
     "journalctl short-precise": Format(
@@ -162,6 +187,8 @@ FORMATS: dict[str, Format] = {
     "RFC 3164": Format(lambda m, at: f"<4>{_when(at).strftime('%b %e %H:%M:%S')} {HOST} kernel: {m}"),
     "RFC 5424": Format(lambda m, at: f"<4>1 {_iso(at)}.{_micro(at)}Z {HOST} kernel - - - {m}", 1),
     "RFC 5424 with data": Format(lambda m, at: f'<4>1 {_iso(at)}Z {HOST} kernel - - [x@1 a="b"] {m}', 1_000_000),
+    "RFC 5424 without priority": Format(lambda m, at: f"1 {_iso(at)}.{_micro(at)}Z {HOST} kernel - - - {m}", 1),
+    "stern": Format(lambda m, at: f"dmesg-x7k reader [{_uptime(at)}] {m}"),
     "CRI": Format(lambda m, at: f"{_iso(at)}.{_micro(at)}000Z stdout F [{_uptime(at)}] {m}", 1),
     "Docker json-file": Format(
         lambda m, at: json.dumps({"log": m + "\n", "stream": "stdout", "time": f"{_iso(at)}.{_micro(at)}Z"}), 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,6 +125,34 @@ def test_an_impossible_date_hides_no_event(prefix: str) -> None:
     """A broken clock, another language: the event is read, without a time."""
     (signal,) = read_log([f"{prefix}NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."])
     assert (signal.name, signal.at_us if "[ 1.0]" not in prefix else None) == ("xid 79", None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kinds"),
+    [
+        ({"_TRANSPORT": "kernel"}, ["xid"]),
+        ({"_TRANSPORT": "stdout", "SYSLOG_IDENTIFIER": "kernel"}, ["userspace_kernel_line"]),
+        ({"_TRANSPORT": "journal", "SYSLOG_IDENTIFIER": "app"}, []),
+        ({}, []),
+    ],
+)
+def test_only_its_transport_makes_a_journal_record_the_kernel_s(fields: dict[str, str], kinds: list[str]) -> None:
+    """Alone, and spread over lines after a record that was the kernel's: nothing of that one sticks."""
+    record = {"__REALTIME_TIMESTAMP": "1763911458000000", **fields, "MESSAGE": MESSAGE}
+    before = {"__REALTIME_TIMESTAMP": "1763911457000000", "_TRANSPORT": "kernel", "PRIORITY": "6"}
+    spread = "\n".join(json.dumps(item, indent=4).replace('": ', '" : ') for item in (before, record))
+    for text in (json.dumps(record), spread):
+        assert [signal.kind for signal in read_log(text.split("\n"))] == kinds
+
+
+def test_records_of_one_line_have_ids_of_their_own() -> None:
+    """Citations must name one signal each; `raw` is the record, not the whole line."""
+    records = [{"pri": 4, "time": n, "msg": MESSAGE.replace("01", f"{n:02}")} for n in (1, 2)]
+    first, second = read_log([json.dumps({"dmesg": records})])
+    assert (first.id, second.id, first.line, second.line) == ("L1", "L1#2", 1, 1)
+    assert json.loads(second.raw) == records[1]
+    cut = json.dumps({"dmesg": records})[:-20]
+    assert [signal.id for signal in read_log([cut])] == ["L1"]
 
 
 MESSAGE = "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."

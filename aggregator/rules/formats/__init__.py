@@ -10,21 +10,11 @@ import re
 from dataclasses import replace
 
 from aggregator.rules.formats.dress import Dress
-from aggregator.rules.formats.json_records import DMESG_JSON_WORD, JOURNAL_BYTES_WORDS, DmesgJson
+from aggregator.rules.formats.json_records import RECORD_WORDS, JsonRecords
 from aggregator.rules.formats.prefixes import DRIVERS, peel
 from aggregator.rules.grammar.reading import Line, Origin
 
-__all__ = [
-    "DMESG_JSON_WORD",
-    "JOURNAL_BYTES_WORDS",
-    "MAX_LINE",
-    "DmesgJson",
-    "clean",
-    "parse",
-    "parse_clean",
-    "repeated_last",
-    "uncoloured",
-]
+__all__ = ["MAX_LINE", "RECORD_WORDS", "JsonRecords", "clean", "parse", "parse_clean", "repeated_last", "uncoloured"]
 
 MAX_LINE = 65_536  # characters: what follows is no message of a kernel or driver
 _MAX_LAYERS = 6
@@ -47,7 +37,7 @@ def uncoloured(text: str) -> str:
 
 def clean(text: str) -> str:
     """An uncoloured line without carriage returns, quote marks, bullets and Markdown ticks; blanks in front are kept."""
-    text = text[:MAX_LINE].rstrip("\r\n \t\0").lstrip("\ufeff")
+    text = text.rstrip("\r\n \t\0").lstrip("\ufeff")
     if not text.isascii():
         text = text.replace("\xa0", " ")
     head = text.lstrip()[:1]

@@ -15,10 +15,17 @@ from aggregator.rules import times
 from aggregator.rules.formats.dress import FACILITIES, LEVELS, OTHER_FACILITY, Dress
 from aggregator.rules.grammar.reading import Origin
 
-JOURNAL_BYTES_WORDS = ('"message":[', '"message": [')  # journald writes text that is not UTF-8 as a list of numbers
-DMESG_JSON_WORD = '"pri":'
-_JSON_FIELD = re.compile(r'\s{0,40}"(pri|fac|time|caller|msg)":\s{0,20}(.{1,8192}?),?\s{0,20}$')
-_JSON_BRACES = re.compile(r"[\s{}\[\],]{0,80}$")
+# Words of lines that begin records spread over lines, and of journald's list of numbers for text that is not UTF-8. The journal
+# prints fields in any order, so each of those that matter may come first.
+RECORD_WORDS = (
+    *('"pri":', '"message":[', '"message": [', '"__realtime_timestamp" :', '"__realtime_timestamp": '),
+    *('"_transport" :', '"_transport": '),
+)
+_LIST = re.compile(r'\s{0,40}(?:\{\s{0,20}"dmesg"\s{0,20}:\s{0,20})?\[\s{0,20}\{\s{0,20}"')
+_FIELD = re.compile(r'\s{0,40}"([A-Za-z_]{1,64})"\s?:\s{0,20}(.{1,8192}?),?\s{0,20}$')
+_DMESG_FIELDS = ("pri", "fac", "time", "caller", "msg")
+_JOURNAL_FIELD = re.compile(r"[A-Z_][A-Z0-9_]{1,63}$")
+_BRACES = re.compile(r"[\s{}\[\],]{0,80}$")
 _MESSAGE_KEYS = ("log", "message", "msg", "textPayload", "line", "MSG", "text")
 _TIME_KEYS = ("time", "timestamp", "@timestamp", "ts")
 
@@ -99,23 +106,44 @@ def _number(value: object) -> int | None:
         return None
 
 
-class DmesgJson:
-    """`dmesg --json` spreads a record over lines; this puts each back on one."""
+class JsonRecords:
+    """Gives every record a line of its own: of `dmesg --json` and `journalctl -o json-pretty`, spread over lines or many on one."""
 
     def __init__(self) -> None:
         self.inside = False
         self._fields: dict[str, str] = {}
 
-    def record(self, raw: str) -> str | None:
-        """A record in one line once it is whole, None while it is not; any other line as it came."""
-        found = _JSON_FIELD.match(raw) if '"' in raw else None
-        if found is None:
-            self.inside = self.inside and _JSON_BRACES.match(raw) is not None
-            return None if self.inside else raw
-        self.inside = True
-        self._fields[found[1]] = found[2]
-        if found[1] != "msg":
-            return None
+    def records(self, raw: str) -> list[str]:
+        """The records that are whole with this line: none inside one, several of a list; any other line as it came."""
+        if _LIST.match(raw):
+            return _listed(raw) or [raw]
+        found = _FIELD.match(raw) if '"' in raw else None
+        if found is not None and (found[1] in _DMESG_FIELDS or _JOURNAL_FIELD.match(found[1])):
+            self.inside = True
+            self._fields[found[1]] = found[2]
+            return [self._whole()] if found[1] == "msg" else []
+        whole = []
+        if self.inside and raw.lstrip().startswith("}"):  # what was not whole by now says nothing of the next record
+            whole = [self._whole()] if "MESSAGE" in self._fields else []
+            self._fields.clear()
+        self.inside = self.inside and _BRACES.match(raw) is not None
+        return whole if self.inside else [*whole, raw]
+
+    def _whole(self) -> str:
         whole = ", ".join(f'"{name}": {value}' for name, value in self._fields.items())
         self._fields.clear()
         return "{" + whole + "}"
+
+
+def _listed(raw: str) -> list[str]:
+    """The records of a list on one line; of one that was cut, those that are whole."""
+    decoder, found = json.JSONDecoder(), []
+    at = raw.find("{", raw.find("["))
+    while at >= 0:
+        try:
+            _, end = decoder.raw_decode(raw, at)
+        except (ValueError, RecursionError):
+            break
+        found.append(raw[at:end])
+        at = raw.find("{", end)
+    return found

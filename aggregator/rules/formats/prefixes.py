@@ -23,7 +23,9 @@ _RFC5424 = re.compile(
 )
 _CRI = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{1,9}(?:Z|[+-]\d\d:\d\d)) (?:stdout|stderr) [FP](?: |$)")
 _POD = re.compile(r"\[pod/[\w.-]{1,253}/[\w.-]{1,63}\] ")
-_COMPOSE = re.compile(r"[a-z0-9][\w.-]{0,80} {0,24}\| ")
+_COMPOSE = re.compile(
+    r"[a-z0-9][\w.-]{0,80} {0,24}\| |[a-z0-9][a-z0-9.-]{0,252} [a-z0-9-]{1,63} (?=\[ {0,8}\d{1,10}\.\d{6}\] )"
+)
 _DECODED = re.compile(
     r"(kern|user|mail|daemon|auth|syslog|lpr|news|uucp|cron|authpriv|ftp|local\d) {0,4}:(\w{3,7}) {0,3}: ?"
 )
@@ -96,12 +98,19 @@ def _priority(dress: Dress, now_us: int | None) -> bool:
         return False
     dress.cut(found.end())
     dress.from_kernel_log(int(found[1]) >> 3, int(found[1]) & 7)
-    modern = _RFC5424.match(dress.text)
-    if modern:
-        dress.at_us = times.parse(modern[1], now_us=now_us)
-        dress.host = modern[2]
-        dress.cut(modern.end())
-        dress.tagged(modern[3], None if modern[4] == "-" else modern[4])
+    _rfc5424(dress, now_us)
+    return True
+
+
+def _rfc5424(dress: Dress, now_us: int | None) -> bool:
+    """With its priority in front or, as some files keep it, without."""
+    found = _RFC5424.match(dress.text)
+    if found is None:
+        return False
+    dress.at_us = times.parse(found[1], now_us=now_us)
+    dress.host = found[2]
+    dress.cut(found.end())
+    dress.tagged(found[3], None if found[4] == "-" else found[4])
     return True
 
 
@@ -220,6 +229,7 @@ def _bare_kernel(dress: Dress, now_us: int | None) -> bool:
 
 
 def _compose(dress: Dress, now_us: int | None) -> bool:
+    """`service | text` of docker compose; `pod container [stamp] text` of stern."""
     found = _COMPOSE.match(dress.text)
     if found is None:
         return False
@@ -251,5 +261,5 @@ _LAYERS: dict[str, tuple[Layer, ...]] = {
     "{": (json_record,),
     "<": (_priority,),
     "[": (_uptime, _ctime, _fabric_manager, _iso, _without_time, _pod),
-    **dict.fromkeys("0123456789", (_iso, _kmsg, _bsd, _compose)),
+    **dict.fromkeys("0123456789", (_iso, _kmsg, _bsd, _rfc5424, _compose)),
 }

@@ -33,7 +33,7 @@ _COMM_MAX = 15  # the kernel keeps 15 bytes of a process's name
 # Quoted by a tool that prints what it found: nothing but tags, times, levels and keys stands before the quoted line.
 # Atomic, because its parts overlap: no line may cost more than its length.
 _TOOL_TAGS = re.compile(
-    r"(?>\[[^\]]{0,80}\]|\([^)]{0,80}\)|[\w./-]{1,40}[:=]|[\d:.,TZ+-]{4,40}|[A-Z]{3,9}|[|>*-]|\s+){0,16}+[\"'`]?$"
+    r"(?>\[[^\]]{0,80}\]|\([^)]{0,80}\)|[\d:.,TZ+-]{4,40}|[\w./-]{1,40}[:=]|[A-Z]{3,9}|[|>*-]|\s+){0,16}+[\"'`]?$"
 )
 
 
