@@ -166,6 +166,7 @@ async def _serve(
             ]
             if cluster is not None and watched is not None:
                 presence.cluster = Silence(cluster, watched.watch, lambda: sessions.nodes)
+                pipeline.places = watched.topology.telling
                 working += [group.create_task(watched.run()), group.create_task(presence.cluster.run())]
             if investigator is not None:
                 working.append(group.create_task(investigator.run()))
@@ -295,6 +296,7 @@ def _watched(settings: Settings, client: KubeClient, pipeline: Pipeline, metrics
         pipeline.store,
         pipeline.receive,
         globs=settings.watch_conditions,
+        place_labels=settings.places,
         cooldown_seconds=settings.cooldown_seconds,
         on_up=metrics.watch_up,
         on_rejected=metrics.cluster_rejected,

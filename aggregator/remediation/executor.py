@@ -12,10 +12,11 @@ from typing import Literal
 from aggregator.kube.client import Json, KubeClient
 from aggregator.kube.errors import Conflict, Forbidden, NotFound, TooManyRequests
 from aggregator.remediation import pods
-from aggregator.remediation.nodes import CORDONED, MANAGER, TAINT, cordoned_by_us, is_cordoned
+from aggregator.remediation.nodes import CORDONED, MANAGER, TAINT, cordoned_by_us, is_cordoned, matters
 
 Effect = Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
 MAX_EVICTIONS = 50  # in one step
+TRIES = 20  # at an object that others change
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,15 @@ class Executor:
         self._rules = rules
 
     async def cordon(self, node: Json, incident_id: str) -> str:
-        """Let nothing new be scheduled there; say what was done. Raises ApiError."""
+        """Let nothing new be scheduled there; say what was done. Raises ApiError.
+
+        By server-side apply: an API server notes who owns a field of an object only from its first apply on, and that note is how
+        our own cordon is known again.
+        """
         if is_cordoned(node):
             return "it was cordoned by us already" if cordoned_by_us(node) else "it was cordoned by another already"
-        await self._change(node, {"spec": {"unschedulable": True}}, {CORDONED: incident_id})
+        mine = {"metadata": {"annotations": {CORDONED: incident_id}}, "spec": {"unschedulable": True}}
+        await self._change(node, mine, "apply")
         return "cordoned"
 
     async def taint(self, node: Json, value: str) -> str:
@@ -48,22 +54,20 @@ class Executor:
         mine = {"key": TAINT, "value": value, "effect": self._effect}
         if any(taint.get("key") == TAINT and taint.get("effect") == self._effect for taint in taints):
             return "it carried our taint already"
-        await self._change(node, {"spec": {"taints": [*taints, mine]}})
+        await self._change(node, {"spec": {"taints": [*taints, mine]}}, "merge")
         return f"tainted {TAINT}={value}:{self._effect}"
 
     async def release(self, node: Json) -> str:
         """Undo what is ours, and nothing else; empty where nothing is. Raises ApiError."""
+        done = []
         taints = list((node.get("spec") or {}).get("taints") or ())
         kept = [taint for taint in taints if taint.get("key") != TAINT]
-        spec: Json = {"taints": kept} if kept != taints else {}
-        done = ["our taint was removed"] if spec else []
-        annotations: dict[str, str | None] = {}
+        if kept != taints:
+            node = await self._change(node, {"spec": {"taints": kept}}, "merge")
+            done.append("our taint was removed")
         if cordoned_by_us(node):
-            spec["unschedulable"] = None
-            annotations[CORDONED] = None
+            await self._change(node, {}, "apply")  # applying nothing gives up what we alone own
             done.append("uncordoned")
-        if done:
-            await self._change(node, {"spec": spec}, annotations)
         return ", ".join(done)
 
     async def drain(self, node: str) -> Step:
@@ -100,8 +104,21 @@ class Executor:
             return str(error)
         return ""
 
-    async def _change(self, node: Json, change: Json, annotations: dict[str, str | None] | None = None) -> None:
-        metadata = node["metadata"]
-        seen = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
-        body = {**change, "metadata": seen | ({"annotations": annotations} if annotations else {})}
-        await self._client.patch(f"/api/v1/nodes/{metadata['name']}", body, "merge", {"fieldManager": MANAGER})
+    async def _change(self, node: Json, change: Json, kind: Literal["apply", "merge"]) -> Json:
+        """Change a node that still is as it was decided on: what no decision looks at may have changed. Raises Conflict."""
+        name = node["metadata"]["name"]
+        path, params = f"/api/v1/nodes/{name}", {"fieldManager": MANAGER}
+        if kind == "apply":
+            params["force"] = "true"  # who set it before does not matter: the node is as it was decided on
+        for _ in range(TRIES):
+            seen = {field: node["metadata"][field] for field in ("uid", "resourceVersion")}
+            metadata = {**change.get("metadata", {}), **seen, "name": name}
+            body = {"apiVersion": "v1", "kind": "Node", **change, "metadata": metadata}
+            try:
+                return await self._client.patch(path, body, kind, params)
+            except Conflict:
+                now = await self._client.get(path)
+                if matters(now) != matters(node):
+                    raise
+                node = now
+        raise Conflict(f"node {name} changes too often")

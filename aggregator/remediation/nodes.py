@@ -46,7 +46,7 @@ def handled_by(node: Node) -> str:
             if mark == known or (known.endswith("/") and mark.startswith(known)):
                 return actor
     if is_cordoned(node) and not cordoned_by_us(node):
-        return f"whoever cordoned it ({cordoned_by(node) or 'unknown'})"
+        return f"whoever cordoned it ({', '.join(sorted(cordoned_by(node))) or 'unknown'})"
     return ""
 
 
@@ -57,21 +57,27 @@ def is_cordoned(node: Node) -> bool:
 
 def cordoned_by_us(node: Node) -> bool:
     """We did it, and nobody did it again since."""
-    return is_cordoned(node) and CORDONED in _of(node, "annotations") and cordoned_by(node) == MANAGER
+    return is_cordoned(node) and CORDONED in _of(node, "annotations") and cordoned_by(node) == {MANAGER}
 
 
-def cordoned_by(node: Node) -> str:
-    """The field manager that set unschedulable."""
-    for entry in node["metadata"].get("managedFields") or ():
-        if "f:unschedulable" in ((entry.get("fieldsV1") or {}).get("f:spec") or {}):
-            return str(entry.get("manager", ""))
-    return ""
+def cordoned_by(node: Node) -> set[str]:
+    """The field managers that own unschedulable; empty also where the API server does not know."""
+    return {
+        str(entry.get("manager", ""))
+        for entry in node["metadata"].get("managedFields") or ()
+        if "f:unschedulable" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    }
 
 
 def is_ready(node: Node) -> bool:
     """As its kubelet says."""
     conditions = (node.get("status") or {}).get("conditions") or ()
     return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
+
+
+def matters(node: Node) -> tuple[object, ...]:
+    """What decisions look at: heartbeats and annotations of others change all the time."""
+    return (node["metadata"]["uid"], node.get("spec") or {}, _of(node, "labels"), handled_by(node), opted_out(node))
 
 
 def _of(node: Node, what: str) -> Mapping[str, str]:
