@@ -185,8 +185,8 @@ class Pipeline:
         now_us = _now_us()
         self._outcome_waits = False
         state = self._state
-        while self._inventories:
-            state = correlator.identify(state, *self._inventories.popitem())
+        if self._inventories:
+            state = correlator.identify(state, self._take_inventories())
         rows, cursor = queries.unread_signals(connection, self._cursor, SLICE_ROWS)
         step = self._step(state, [signal for row in rows for signal in _signals_of(row)], now_us)
         outcomes = investigations.unjoined(connection, JOIN_ROWS)
@@ -214,6 +214,11 @@ class Pipeline:
             cursor,
             len(rows) == SLICE_ROWS,
         )
+
+    def _take_inventories(self) -> Iterator[tuple[str, tuple[Gpu, ...]]]:
+        """Those that have come; more may come meanwhile, on the loop's thread."""
+        while self._inventories:
+            yield self._inventories.popitem()
 
     def _step(self, state: correlator.State, signals: Sequence[Signal], now_us: int) -> correlator.Step:
         """correlator.step; where it fails, in halves, until the signal that it fails on is alone and left out."""
@@ -318,10 +323,8 @@ def _restored(connection: Connection, rule_book: correlator.RuleBook) -> tuple[c
     rows = queries.recent_signals(connection, now_us - CONTEXT_US, cursor, MAX_CONTEXT_ROWS)
     recent = [signal for row in rows for signal in _signals_of(row) if not rule_book.is_fault(signal)]
     state = correlator.restore(incidents, recent, rule_book)
-    for payload in queries.all_snapshots(connection):
-        node = wire.decode_snapshot(payload)
-        state = correlator.identify(state, node.node, node.gpus)
-    return state, cursor
+    nodes = (wire.decode_snapshot(payload) for payload in queries.all_snapshots(connection))
+    return correlator.identify(state, ((node.node, node.gpus) for node in nodes)), cursor
 
 
 def _looked_into(

@@ -48,9 +48,11 @@ def restore(incidents: Iterable[Incident], recent: Sequence[Signal] = (), rule_b
     return working.freeze(wake_us=0)
 
 
-def identify(state: State, node: str, gpus: Iterable[Gpu]) -> State:
-    """Learn a node's GPU names from its inventory, so that a PCI address and a UUID are known to mean one GPU."""
+def identify(state: State, inventories: Iterable[tuple[str, Iterable[Gpu]]]) -> State:
+    """Learn nodes' GPU names from their inventories, so that a PCI address and a UUID are known to mean one GPU. Give all at once
+    what is known at once: each call looks through the whole state."""
     working = Work(state, 0, Windows(), work.rules_of())
-    for gpu in gpus:
-        working.learn(working.node(node), node, gpu.pci, gpu.uuid)
+    for node, gpus in inventories:
+        for gpu in gpus:
+            working.learn(working.node(node), node, gpu.pci, gpu.uuid)
     return working.freeze(wake_us=state.wake_us)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, KeysView
+
 import pytest
 
-from aggregator.correlator import Windows
-from aggregator.correlator.state import MAX_RECORDS
-from aggregator.model import IncidentState, Signal
+from aggregator.correlator import State, Windows, identify
+from aggregator.correlator.state import MAX_RECORDS, Node
+from aggregator.model import Gpu, IncidentState, Signal
 from tests.correlator.conftest import Desk, began, gpu_pci, gpu_uuid, nvml, signal
 
 
@@ -93,6 +95,31 @@ def test_a_uuid_and_an_address_of_one_gpu_meet_once_they_are_known_to_be_one(des
     desk.take(signal(48, None, 1, source="nvml", gpu_uuid=gpu_uuid(3)))
     desk.take(signal(48, 3, 2))
     assert {(one.pci, one.gpu_uuid) for one in desk.only().signals} == {(gpu_pci(3), gpu_uuid(3))}
+
+
+class Counted(dict[str, Node]):
+    """Nodes, and how often somebody looked through all of them."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.looks += 1
+        return super().__iter__()
+
+    def keys(self) -> KeysView[str]:  # what a copy of a mapping with an order of its own asks
+        self.looks += 1
+        return super().keys()
+
+
+def test_inventories_teach_the_names_of_all_gpus_in_one_look_at_the_state(desk: Desk) -> None:
+    """Ten thousand nodes are identified at a restart: each must cost its own GPUs alone."""
+    before = Counted(n0=Node())
+    inventories = [(f"n{node}", [Gpu(gpu_uuid(n), gpu_pci(n)) for n in range(8)]) for node in range(1, 200)]
+    desk.state = identify(State(nodes=before), inventories)
+    assert before.looks == 1
+    desk.take(*(signal(48, 3, 1, node=f"n{node}") for node in range(1, 200)))
+    assert {one.gpu_uuid for incident in desk.incidents.values() for one in incident.signals} >= {gpu_uuid(3)}
+    assert all(one.subject.gpu_uuid for one in desk.incidents.values() if one.subject.kind == "gpu")
 
 
 def test_facts_are_told_in_their_order_however_they_arrive(desk: Desk) -> None:
