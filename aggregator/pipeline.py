@@ -141,11 +141,12 @@ class Pipeline:
         context: rules.Context = EMPTY,
         routes: Sequence[Route] = (),
     ) -> None:
+        self.places: Callable[[str], tuple[str, ...]] = lambda _: ()  # where a node stands; asked on a reader's thread
         self.store = store
         self.on_posted: Callable[[], None] = lambda: None  # something may wait to be delivered
         self._routes = routes
         self._context = context  # what holds for every judgement here: the catalog
-        self._rules = correlator.rules_of(context.catalog)
+        self._rules = correlator.rules_of(context.catalog, lambda node: self.places(node))
         self.on_snapshots: Callable[[Iterable[NodeState]], None] = lambda _: None
         self.on_judged: Judged = lambda *_: None
         self.on_saved: Callable[[], None] = lambda: None  # what on_judged wrote can be read

@@ -187,6 +187,7 @@ class Settings(_Environment):
     drain_unmanaged: bool = False
     drain_empty_dir: bool = False
     watch_conditions: Items = WATCHED_CONDITIONS
+    place_labels: Items = ()  # PLACE=KEY: labels that say where a node stands
     max_tool_rounds: int = Field(12, ge=1, le=100)
     max_tool_output: int = Field(8000, ge=0, le=1_000_000)  # characters; 0 is the built-in bound
     system_prompt_path: FilePath | None = None
@@ -214,6 +215,20 @@ class Settings(_Environment):
     def database(self) -> Path:
         """The SQLite file."""
         return Path(self.database_url.removeprefix(SQLITE)) if self.database_url else self.state_dir / "sentinel.db"
+
+    @field_validator("place_labels")
+    @classmethod
+    def _check_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for label in labels:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z ]{0,31}=[A-Za-z0-9._/-]{1,317}", label):
+                raise ValueError(f"{label[:100]!r} is not like rack=example.com/rack")
+        return labels
+
+    @property
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """What people call a place → label keys that the site names it by."""
+        pairs = [label.partition("=") for label in self.place_labels]
+        return {name: tuple(key for what, _, key in pairs if what == name) for name, _, _ in pairs}
 
     @field_validator("watch_conditions")
     @classmethod

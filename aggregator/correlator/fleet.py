@@ -18,6 +18,9 @@ from aggregator.model import Incident, IncidentState, Phase, Signal, Subject
 MAX_NODES = 256  # named in a fleet incident; the others are counted
 MAX_GROUPS = 512  # faults that are watched for across nodes
 
+NARROW = ("rack ", "switch ", "NVLink domain ")  # places that few nodes share: there a few alike are no accident
+SEPARATOR = "; "  # between places in a signal's attribute
+
 Fault = tuple[str, int | None]  # kind, code
 
 
@@ -70,6 +73,7 @@ class Group:
     candidates: tuple[Member, ...] = ()
     fleet_id: str = ""
     last_us: int = 0  # last founding fault of that fleet incident
+    place: str = ""  # the rack, switch or NVLink domain that made it one; only its nodes join
 
 
 def incident_id(*identity: str) -> str:
@@ -82,18 +86,47 @@ def fleet_key(fault: Signal) -> Key:
     return Key(fault.kind, fault.code, "fleet", None, "", Phase.POINT)
 
 
+def placed(fault: Signal, places: tuple[str, ...]) -> Signal:
+    """The fault with where its node stands, so that what a fleet incident's nodes share follows from its signals."""
+    return replace(fault, attributes={**fault.attributes, "places": SEPARATOR.join(places)}) if places else fault
+
+
+def narrow(fault: Signal) -> frozenset[str]:
+    """The rack, switch and NVLink domain of a fault's node."""
+    places = str(fault.attributes.get("places") or "").split(SEPARATOR)
+    return frozenset(place for place in places if place.startswith(NARROW))
+
+
+def _crowd(candidates: tuple[Member, ...], new: Member, windows: Windows) -> tuple[str, tuple[Member, ...]] | None:
+    """Who makes a fleet incident: enough nodes anywhere, or fewer of one rack, switch or NVLink domain, and which."""
+    if _nodes(candidates) >= windows.fleet_nodes:
+        return "", candidates
+    for place in sorted(narrow(new.fault)):
+        peers = tuple(member for member in candidates if place in narrow(member.fault))
+        if _nodes(peers) >= windows.peer_nodes:
+            return place, peers
+    return None
+
+
+def _nodes(members: tuple[Member, ...]) -> int:
+    return len({member.node for member in members})
+
+
 def enter(group: Group, new: Member, windows: Windows) -> tuple[Group, tuple[Member, ...]]:
     """Count an incident that a fault founded. Returns the group and who joins its fleet incident now: nobody, as long as too few
     nodes show the fault. Decided by the faults' own times."""
     at, window = at_us(new.fault), micros(windows.fleet)
-    if group.fleet_id and abs(at - group.last_us) <= window:
+    of_it = not group.place or group.place in narrow(new.fault)
+    if group.fleet_id and of_it and abs(at - group.last_us) <= window:
         return replace(group, last_us=max(at, group.last_us)), (new,)
     newest = max([at, *(at_us(member.fault) for member in group.candidates)])
     candidates = tuple(member for member in (*group.candidates, new) if newest - at_us(member.fault) <= window)
-    if len({member.node for member in candidates}) < windows.fleet_nodes:
+    crowd = _crowd(candidates, new, windows)
+    if crowd is None:
         return replace(group, candidates=candidates), ()
-    founder = min((member.fault for member in candidates), key=in_order)
-    return Group((), incident_id("fleet", founder.id), newest), candidates
+    place, joining = crowd
+    founder = min((member.fault for member in joining), key=in_order)
+    return Group((), incident_id("fleet", founder.id), newest, place), joining
 
 
 def settle(fleet: Fleet, held: tuple[int, str] | None, windows: Windows) -> Incident:

@@ -45,19 +45,20 @@ class Windows:
     late: float = 86_400.0  # a fact older than this on arrival is history: it keeps nothing open
     fleet: float = 300.0  # the same fault on several nodes within this is one fleet incident
     fleet_nodes: int = 5  # that many nodes
+    peer_nodes: int = 3  # or that many of one rack, switch or NVLink domain
     clock_error: float = 2.0  # order between nodes is claimed only beyond this
 
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """What the correlator asks the rule engine. All of it is pure."""
+    """What the correlator asks of others. All of it answers at once, from what is known."""
 
     is_fault: Callable[[Signal], bool]  # may it open an incident?
     explains: Callable[[Signal, Signal], bool]  # does the first, elsewhere on the node, explain the second?
     kin: Callable[[Signal, Signal], bool]  # can two faults of one thing be one event?
-    needs_repair: Callable[
-        [Sequence[Signal]], bool
-    ]  # does silence prove nothing, because the fault stays until repaired?
+    # does silence prove nothing, because the fault stays until repaired?
+    needs_repair: Callable[[Sequence[Signal]], bool]
+    places: Callable[[str], tuple[str, ...]] = lambda _: ()  # where a node stands: "rack r7", "driver 570.86.15"
 
 
 class Record:

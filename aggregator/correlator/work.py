@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -58,7 +58,7 @@ class Step:
     next_wake_us: int | None
 
 
-def rules_of(catalog: Catalog | None = None) -> RuleBook:
+def rules_of(catalog: Catalog | None = None, places: Callable[[str], tuple[str, ...]] = lambda _: ()) -> RuleBook:
     """The rule engine's answers, by the packaged catalog unless one is given."""
     context = Context(catalog=catalog or load())
     return RuleBook(
@@ -66,6 +66,7 @@ def rules_of(catalog: Catalog | None = None) -> RuleBook:
         explains=packaged.explains,
         kin=packaged.kin,
         needs_repair=lambda signals: packaged.judge(signals, context).severity is Severity.CRITICAL,
+        places=places,
     )
 
 
@@ -145,7 +146,7 @@ class Work:
         signal = testify(record, signal, self.windows.witness)
         record.add(signal, fault=True, heard_us=self._heard(record, signal))
         if home.record is None:
-            self._enter_group(Member(signal.node, record.id, signal))
+            self._enter_group(self._member(signal, record.id))
 
     def _found(self, node: Node, signal: Signal) -> Record:
         """A new incident, named after the fact that founds it."""
@@ -194,6 +195,9 @@ class Work:
         if over and record.incident and at <= (record.incident.resolved_us or 0):
             return min(at, self.now_us)
         return self.now_us
+
+    def _member(self, fault: Signal, incident: str) -> Member:
+        return Member(fault.node, incident, fleet.placed(fault, self.rules.places(fault.node)))
 
     def _enter_group(self, member: Member) -> None:
         """Count a new incident across nodes; with enough of them there is a fleet incident."""
@@ -315,7 +319,8 @@ class Work:
         record.deadline_us = 0
         self._fleets[incident.id] = Fleet(record, dict.fromkeys(incident.nodes))
         for kind, code in record.faults:
-            self._groups[kind, code] = Group((), incident.id, record.last_us)
+            shared = frozenset.intersection(*(fleet.narrow(fault) for fault in record.fault_signals()))
+            self._groups[kind, code] = Group((), incident.id, record.last_us, min(shared, default=""))
 
     def restore_record(self, record: Record, incident: Incident) -> None:
         """Take up a stored incident of one node."""
@@ -335,4 +340,4 @@ class Work:
         if founder is not None:
             key = (founder.kind, founder.code)
             group = self._groups.get(key, Group())
-            self._groups[key] = replace(group, candidates=(*group.candidates, Member(name, incident.id, founder)))
+            self._groups[key] = replace(group, candidates=(*group.candidates, self._member(founder, incident.id)))

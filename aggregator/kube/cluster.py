@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from aggregator import wire
 from aggregator.kube.client import KubeClient
 from aggregator.kube.conditions import Conditions, Declaration, by_node
+from aggregator.kube.context import PLACES, Topology
 from aggregator.kube.findings import watches
 from aggregator.kube.nodes import READY, Node, Wanted
 from aggregator.kube.watch import NodeWatch
@@ -41,6 +42,7 @@ class Cluster:
 
     def __init__(self, watch: NodeWatch, conditions: Conditions, store: Store, receive: Receive) -> None:
         self.watch = watch
+        self.topology = Topology(lambda: watch.nodes)
         self._conditions = conditions
         self._store = store
         self._receive = receive
@@ -106,6 +108,7 @@ def assemble(
     receive: Receive,
     *,
     globs: Sequence[str],
+    place_labels: Mapping[str, tuple[str, ...]],
     cooldown_seconds: float,
     on_up: Callable[[bool], None],
     on_rejected: Callable[[str], None],
@@ -114,7 +117,9 @@ def assemble(
     watched = watches(globs)
     wanted = Wanted(lambda name: name == READY or watched(name))
     watch = NodeWatch(client, wanted, on_up=on_up, on_rejected=on_rejected)
-    return Cluster(watch, Conditions(watched, cooldown_seconds), store, receive)
+    found = Cluster(watch, Conditions(watched, cooldown_seconds), store, receive)
+    found.topology = Topology(lambda: watch.nodes, {**PLACES, **place_labels})
+    return found
 
 
 def _standing(connection: Connection) -> list[tuple[str, str, str]]:

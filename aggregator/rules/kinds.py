@@ -41,6 +41,7 @@ COMMON: Mapping[str, str] = {
     "minor": "the GPU as N of /dev/nvidiaN",
     "index": "the GPU as nvidia-smi numbers it",
     "instance": "the GPU as the driver numbers it, as in GPU4",
+    "places": "of a fault that many nodes show: where its node stands, separated by semicolons",
 }
 
 _COUNTER = {"before": "value before", "after": "value now", "limit": "the limit that matters", "field": "which counter"}

@@ -77,7 +77,7 @@ def summary(finding: Finding, burst: Burst) -> str:
     told = _told(finding)
     reported = _reported(told) if not finding.root_cause else ""
     sentences = [finding.root_cause or root_cause(finding), f"It was {reported}." if reported else ""]
-    sentences += [*_around(told, burst), *_restarted(told, burst), finding.explanation]
+    sentences += [*_around(told, burst), *_restarted(told, burst), _shared(burst), finding.explanation]
     sentences += [
         f"A second matter: {each.root_cause or root_cause(each)} {step(each.resolutions[0])}" for each in finding.beside
     ]
@@ -105,6 +105,17 @@ def _around(told: Sequence[Reading], burst: Burst) -> list[str]:
 def _restarted(told: Sequence[Reading], burst: Burst) -> list[str]:
     """What has been done since, for whoever would do it again."""
     return [f"{RESTARTS[reading.signal.kind]} after it." for reading in burst.restarts_after(told)[:1]]
+
+
+def _shared(burst: Burst) -> str:
+    """What all nodes of a fault that many show have in common."""
+    faults = [reading.signal for reading in burst.faults]
+    nodes = {signal.node for signal in faults}
+    if len(nodes) < 2:
+        return ""
+    first, *others = [str(signal.attributes.get("places") or "").split("; ") for signal in faults]
+    common = [place for place in first if place and all(place in other for other in others)]
+    return f"All of its nodes share {listed(common)}." if common else ""
 
 
 def no_fault(burst: Burst) -> str:
