@@ -266,9 +266,9 @@ async def _leading(
         yield lease
     finally:
         keeping.cancel()
-        for lost in await asyncio.gather(keeping, return_exceptions=True):
-            if isinstance(lost, LeaseLost):
-                log.error("leadership_lost", why=str(lost), consequence="this process ends")
+        await asyncio.gather(keeping, return_exceptions=True)
+        if lease.epoch and not lease.holds():
+            log.error("leadership_lost", holder=lease.holder, consequence="this process ends")
         await lease.release()
 
 
