@@ -215,7 +215,9 @@ class TestWorkloads:
         self, world: World, cluster: Cluster, scope: Scope
     ) -> None:
         """A reference with another's name and an invented uid leads nowhere, and odd words in it reach no path."""
-        world.job("team-a", "real")
+        top = world.job_set("team-a", "theirs")
+        world.pod("team-a", "theirs-0", PEER, owner=world.job("team-a", "theirs-0", top))
+        world.job("team-a", "real", top)
         false = {"apiVersion": "batch/v1", "kind": "Job", "name": "real", "uid": "0000", "controller": True}
         odd = {"apiVersion": "batch/v1", "kind": "Job", "name": "../../secrets/x", "uid": "1111", "controller": True}
         world.pod("team-a", "p1", NODE, owner=false)

@@ -158,7 +158,7 @@ class ConfinedPrometheus:
         try:
             body = reply.json()
             said = f"{reply.status} {body['errorType']}: {body['error']}" if body["status"] == "error" else ""
-            well_formed = bool(said) or isinstance(body["data"]["result"], list)
+            well_formed = bool(said) or _is_result(body["data"])
         except (ValueError, KeyError, TypeError) as error:
             raise self._no_result(reply.status) from error
         if said:
@@ -170,6 +170,16 @@ class ConfinedPrometheus:
 
     def _no_result(self, status: int) -> Unavailable:
         return Unavailable(f"{self.endpoint.shown} answers with status {status} and no Prometheus result")
+
+
+def _is_result(data: Mapping[str, Any]) -> bool:
+    if not isinstance(data["result"], list):
+        return False
+    if data["resultType"] in ("scalar", "string"):
+        return len(data["result"]) == 2
+    return all(
+        isinstance(series["metric"], dict) and ("value" in series or "values" in series) for series in data["result"]
+    )
 
 
 def _counting(selector: str, look: str, position: int, label: str) -> str:
