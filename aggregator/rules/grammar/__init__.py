@@ -1,6 +1,6 @@
 """Grammars: one file per driver or subsystem; each turns its lines into readings."""
 
-from aggregator.rules.grammar import dcgm, host, network, nvidia_smi, nvrm, other_gpus, pcie, programs, sxid, xid
+from aggregator.rules.grammar import dcgm, host, network, nvrm, other_gpus, pcie, programs, smi_states, sxid, xid
 from aggregator.rules.grammar.reading import Grammar
 
 GRAMMARS: tuple[Grammar, ...] = (
@@ -12,6 +12,6 @@ GRAMMARS: tuple[Grammar, ...] = (
     *network.GRAMMARS,
     other_gpus.GRAMMAR,
     *programs.GRAMMARS,
-    nvidia_smi.LONE_LEAF,
+    smi_states.LONE_LEAF,
     dcgm.GRAMMAR,
 )
