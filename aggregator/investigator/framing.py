@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import re2
+
 from aggregator.investigator.items import Item
 from aggregator.investigator.redaction import Redactor
 
@@ -25,18 +27,23 @@ _PLAIN = re.compile(r"[\n\t\x20-\x7e]*")
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 _SELECTORS = ((0xFE00, 0xFE0F), (0xE0100, 0xE01EF), (0x180B, 0x180F))  # variation selectors: marks that print nothing
 _BLANKS = frozenset((0x115F, 0x1160, 0x3164, 0xFFA0, 0x2800))  # letters that print nothing
-_FRAME = re.compile(r"<{3,}|>{3,}")
-_TURN = re.compile(
-    r"<(?=\|)|(?<=\|)>"  # <|im_start|>
-    r"|<(?=/?\s*(?:antml:|system|assistant|user|human|tool|function|invoke|thinking|instruction|result|item))"
-    r"|\[(?=/?INST\])|<(?=</?SYS>)",
-    re.IGNORECASE,
+_FRAMES = (("<<<", "‹‹‹"), (">>>", "›››"))
+# Marks of turns, and what makes a link of a text: replaced by what looks alike and means nothing. In re2: linear, and fast.
+_FORGERIES: tuple[tuple[str, str], ...] = (
+    (r"<(\|)", r"‹\1"),  # <|im_start|>
+    (r"(\|)>", r"\1›"),
+    (
+        r"(?i)<(/?\s*(?:antml:|system|assistant|user|human|tool|function|invoke|thinking|instruction|result|item))",
+        r"‹\1",
+    ),
+    (r"(?i)\[(/?INST\])", r"(\1"),
+    (r"(?i)<(</?SYS>)", r"‹\1"),
+    (r"(?im)^([ \t]*)(human|assistant|system|user|developer|tool)([ \t]*:)", r"\1(\2)\3"),
+    (r"(?i)([a-z0-9+.-])://", r"\1[:]//"),
+    (r"(?i)\b(mailto|javascript):", r"\1[:]"),
+    (r"(?i)\b(data):(\w+/)", r"\1[:]\2"),
+    (r"(?i)\b(www)\.", r"\1[.]"),
 )
-_SPEAKER = re.compile(r"^([ \t]*)(human|assistant|system|user|developer|tool)(?=[ \t]*:)", re.IGNORECASE | re.MULTILINE)
-_SCHEME = re.compile(
-    r"(?<=[a-z0-9+.-]):(?=//)|(?<=\bmailto):(?=\S)|(?<=\bjavascript):(?=\S)|(?<=\bdata):(?=\w+/)", re.IGNORECASE
-)
-_WWW = re.compile(r"(?<=\bwww)\.(?=\S)", re.IGNORECASE)
 _LINK = re.compile(
     r"[a-z][a-z0-9+.-]{0,30}\[:\]//[^\s)\]>\"']*|\b(?:mailto|javascript|data)\[:\]\S*|\bwww\[\.\][^\s)\]>\"']+",
     re.IGNORECASE,
@@ -116,11 +123,16 @@ def _shown(code: int) -> str:
 
 
 def _without_forgery(text: str) -> str:
-    """Marks of frames and of turns, and the colon that makes a link, replaced by look-alikes that mean nothing."""
-    text = _FRAME.sub(lambda match: ("‹" if match.group()[0] == "<" else "›") * len(match.group()), text)
-    text = _TURN.sub(lambda match: {"<": "‹", ">": "›", "[": "("}[match.group()], text)
-    text = _SPEAKER.sub(r"\1(\2)", text)
-    return _WWW.sub("[.]", _SCHEME.sub("[:]", text))
+    """Text that neither closes a frame, nor begins a turn, nor links anywhere."""
+    for mark, look_alike in _FRAMES:
+        text = text.replace(mark, look_alike)
+    raw = text.encode()
+    for pattern, instead in _FORGERY_PATTERNS:
+        raw = pattern.sub(instead, raw)
+    return raw.decode()
+
+
+_FORGERY_PATTERNS = tuple((re2.compile(pattern.encode()), instead.encode()) for pattern, instead in _FORGERIES)
 
 
 def _host(name: str, known: str) -> str:

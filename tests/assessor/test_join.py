@@ -136,6 +136,12 @@ SEVERITIES = [severity for severity in Severity if severity is not Severity.CRIT
             Severity.CRITICAL,
             id="the fault's words, live",
         ),
+        pytest.param(
+            Severity.INFO,
+            [cause(), counter(replace(LIVE, trust=Trust.CLUSTER))],
+            Severity.CRITICAL,
+            id="live, and not of hardware",
+        ),
         pytest.param(Severity.INFO, [counter(LIVE)], Severity.CRITICAL, id="no root cause"),
         pytest.param(Severity.INFO, [cause(TENANT), counter(LIVE)], Severity.CRITICAL, id="a tenant's root cause"),
         pytest.param(Severity.WARNING, [cause(), counter(LIVE)], Severity.WARNING, id="hardware speaks against it"),
