@@ -46,6 +46,7 @@ class Diagnosis:
     lines_read: int
     lines_matched: int
     rules_version: str  # of the rules and the site's overlay
+    inputs_unread: int = 0
 
     @property
     def severity(self) -> Severity:
@@ -79,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
         _notice(str(error))
         return 2
     paths = list(dict.fromkeys(args.files)) or ["-"]
-    readers, unreadable = _read_all(paths)
+    readers = _read_all(paths)
+    unread = len(paths) - len(readers)
     if readers:
         context = rules.Context(
             driver_version=args.driver or _first(reader.driver_version for reader in readers),
@@ -88,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
         )
         diagnosis = diagnose(readers, context)
         try:
-            _print(diagnosis, args.format, context)
+            _print(replace(diagnosis, inputs_unread=unread), args.format, context)
         except BrokenPipeError:  # whoever reads us has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 2 if unreadable else 0
+    return 2 if unread else 0
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -160,10 +162,9 @@ def _merged(incident: Incident) -> bool:
     return incident.resolved_because.startswith("merged into ")
 
 
-def _read_all(paths: Sequence[str]) -> tuple[list[LogReader], bool]:
-    """Read every input that can be opened; the second value tells whether one could not."""
+def _read_all(paths: Sequence[str]) -> list[LogReader]:
+    """Read every input that can be read; a notice names each that cannot."""
     readers: list[LogReader] = []
-    unreadable = False
     for path in paths:
         try:
             source = LogInput(path, _notice)
@@ -172,10 +173,9 @@ def _read_all(paths: Sequence[str]) -> tuple[list[LogReader], bool]:
                 _read(source, reader)
         except Unreadable as error:
             _notice(str(error))
-            unreadable = True
-            continue
-        readers.append(reader)
-    return readers, unreadable
+        else:
+            readers.append(reader)
+    return readers
 
 
 def _read(source: LogInput, reader: LogReader) -> None:
@@ -299,6 +299,8 @@ def as_text(diagnosis: Diagnosis, context: rules.Context, *, width: int, colour:
     read = f"{diagnosis.lines_matched:,} of {diagnosis.lines_read:,} lines tell something about GPUs or their host."
     if not parts:
         read = f"No fault of a GPU or its host. {read}"
+    if diagnosis.inputs_unread:  # what was not read is not healthy
+        read = f"{read} {diagnosis.inputs_unread} of the inputs could not be read."
     return "\n".join([*parts, f"{read}\n"])
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from aggregator import cli
 from tests.diagnose.running import FALLEN, LOG, MAIN, diagnose
 
 PLAIN = LOG.encode()
@@ -183,6 +184,37 @@ def test_what_opens_and_cannot_be_read_is_named_with_exit_2(capsys: pytest.Captu
     """The memory of a process opens like a file."""
     code, found, err = diagnose(capsys, "/proc/self/mem")
     assert (code, found, err) == (2, None, "gcm-sentinel diagnose: /proc/self/mem: Input/output error\n")
+
+
+def test_no_fault_is_not_said_of_what_was_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Silence of one input must not pass for health of all."""
+    healthy = tmp_path / "healthy"
+    healthy.write_text("[ 1.0] usb 1-1: new device\n")
+    assert cli.main(["diagnose", str(healthy), str(tmp_path / "missing")]) == 2
+    assert "1 of the inputs could not be read." in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.access("/dev/kmsg", os.R_OK), reason="no kernel log to read here")
+def test_the_kernel_s_log_is_read_as_far_as_it_goes() -> None:
+    """A device without an end, which a plain read would wait on for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, "diagnose", "--format", "json", "/dev/kmsg"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0 or "Operation not permitted" in done.stderr
+    assert not done.stdout or json.loads(done.stdout)["lines_read"] >= 0
+
+
+def test_a_line_without_an_end_is_cut_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory is bounded; what is passed over is said, and what follows is read."""
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * (9 << 20) + b"\n" + PLAIN)
+    code, found, err = diagnose(capsys, str(path))
+    assert (code, found["severity"], found["lines_read"]) == (0, "critical", 4)
+    assert "its rest was passed over" in err
 
 
 def test_a_pipe_with_a_name_is_read_to_its_end(tmp_path: Path) -> None:
