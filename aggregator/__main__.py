@@ -138,7 +138,13 @@ async def _serve(
     pipeline = Pipeline(store, outputs, metrics, Windows(), context, couriers.routes)
     pipeline.on_posted = couriers.wake
     investigator = await _investigator(settings, pipeline, metrics, context, cluster, sessions)
-    presence = Presence(pipeline, sessions, metrics, silent_seconds=settings.agent_silent_seconds)
+    presence = Presence(
+        pipeline,
+        sessions,
+        metrics,
+        silent_seconds=settings.agent_silent_seconds,
+        forget_seconds=settings.retention_days * 86_400,
+    )
     server = Server(
         pipeline, sessions, presence, authenticator, metrics, limits=Limits(), cluster=settings.cluster_name
     )

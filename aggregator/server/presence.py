@@ -1,7 +1,8 @@
 """Silence is never health: what the aggregator itself knows about nodes becomes evidence like any other.
 
 It declares agent_silent, duplicate_agent and gpu_count_differs, each begun and ended once. Identities follow from what was
-observed, so that a restart between the evidence and the note that it was given repeats nothing.
+observed, so that a restart between the evidence and the note that it was given repeats nothing. A node that was not heard for as
+long as evidence is kept is forgotten, unless something about it is open still.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
+import structlog
 from sqlalchemy import Connection
 
 from aggregator import wire
@@ -23,7 +25,7 @@ from aggregator.pipeline import Pipeline
 from aggregator.server.sessions import Sessions
 from aggregator.store import queries
 from aggregator.store.arrivals import Delivery, Record
-from aggregator.store.nodes import begin_state, end_state, save_heard, standing_states
+from aggregator.store.nodes import begin_state, end_state, forget_node, save_heard, standing_states
 from aggregator.wire import NodeState
 
 SOURCE = "aggregator"
@@ -46,16 +48,27 @@ HINDRANCES = {
 
 State = tuple[str, str]  # node, kind
 
+log = structlog.get_logger(__name__)
+
 
 class Presence:
     """Watches who is there. Silence counts from when a node was last heard, at the earliest from our own start."""
 
-    def __init__(self, pipeline: Pipeline, sessions: Sessions, metrics: Metrics, *, silent_seconds: float) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        sessions: Sessions,
+        metrics: Metrics,
+        *,
+        silent_seconds: float,
+        forget_seconds: float,
+    ) -> None:
         self._pipeline = pipeline
         self._store = pipeline.store
         self._sessions = sessions
         self._metrics = metrics
         self._silent_seconds = silent_seconds
+        self._forget_seconds = forget_seconds
         self._started_us = _now_us()
         self._heard_us: dict[str, int] = {}
         self._simulated: set[str] = set()
@@ -92,6 +105,8 @@ class Presence:
         while True:
             due = time.monotonic() - saved >= SAVE_SECONDS
             await self.look(save_connected=due)
+            if due:
+                await self.forget()
             saved = time.monotonic() if due else saved
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -110,6 +125,27 @@ class Presence:
             await self._begin(state, *wanted[state])
         self._show()
         self._metrics.agents_connected(len(self._sessions))
+
+    async def forget(self) -> None:
+        """Let go of nodes that are gone for good: their silence ends, and nothing but their evidence stays, as long as any does."""
+        before_us = _now_us() - round(self._forget_seconds * 1e6)
+        given_up = [
+            node for node, heard_us in self._heard_us.items() if heard_us < before_us and self._is_given_up(node)
+        ]
+        for node in await self._store.read(partial(_of_no_interest, nodes=given_up)):
+            for state in [state for state in self._standing if state[0] == node]:
+                await self._end(state, "it was not heard for so long that it is forgotten")
+            if await self._store.write(partial(forget_node, node=node, before_us=before_us)):
+                del self._heard_us[node]
+                self._snapshots.pop(node, None)
+                self._simulated.discard(node)
+                log.info("node_forgotten", node=node)
+
+    def _is_given_up(self, node: str) -> bool:
+        """Not connected and not expected to be, and silent also since our own start."""
+        if self._sessions.current(node) is not None or node in self._expected:
+            return False
+        return (node, AGENT_SILENT) in self._standing or node in self._removed
 
     async def _restore(self) -> None:
         def query(connection: Connection) -> tuple[list[queries.NodeRow], dict[State, str], list[NodeState]]:
@@ -167,9 +203,10 @@ class Presence:
         await self._store.write(partial(begin_state, node=node, kind=kind, epoch=epoch))
         self._standing[state] = epoch
 
-    async def _end(self, state: State) -> None:
+    async def _end(self, state: State, why: str = "") -> None:
         node, kind = state
-        await self._declare(state, self._standing[state], Phase.ENDED, f"{kind} has ended")
+        detail = f"{kind} has ended" + (f": {why}" if why else "")
+        await self._declare(state, self._standing[state], Phase.ENDED, detail)
         await self._store.write(partial(end_state, node=node, kind=kind))
         del self._standing[state]
 
@@ -195,6 +232,19 @@ class Presence:
             if shown.get(node) != self._shown.get(node):
                 self._metrics.node_observed(node, shown.get(node))
         self._shown = shown
+
+
+def _of_no_interest(connection: Connection, nodes: Iterable[str]) -> list[str]:
+    """Those of which no incident is open that tells more than that they are silent."""
+    return [
+        node
+        for node in nodes
+        if all(
+            signal.kind == AGENT_SILENT
+            for incident, _ in queries.list_incidents(connection, node=node)
+            for signal in incident.signals
+        )
+    ]
 
 
 def _odd_ones(snapshots: Iterable[NodeState]) -> Iterator[tuple[NodeState, int]]:

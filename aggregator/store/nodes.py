@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, select, update
 
-from aggregator.store.schema import insert, nodes, standing
+from aggregator.store.schema import insert, nodes, snapshots, standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,15 @@ def save_heard(connection: Connection, heard_us: Mapping[str, int]) -> None:
     connection.execute(
         new.on_conflict_do_update(index_elements=["name"], set_={"last_seen_us": new.excluded.last_seen_us}), rows
     )
+
+
+def forget_node(connection: Connection, node: str, before_us: int) -> bool:
+    """Delete what is kept about a node itself, unless it was heard since a time; True when that is done. Its evidence stays."""
+    gone = connection.execute(delete(nodes).where(nodes.c.name == node, nodes.c.last_seen_us < before_us)).rowcount
+    if gone:
+        connection.execute(delete(snapshots).where(snapshots.c.node == node))
+        connection.execute(delete(standing).where(standing.c.node == node))
+    return bool(gone)
 
 
 def save_clock(connection: Connection, node: str, offset_us: int, error_us: int) -> None:

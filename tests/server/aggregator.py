@@ -49,6 +49,7 @@ async def running(
     authenticator: Authenticator | None = None,
     limits: Limits | None = None,
     silent_seconds: float = 3600.0,
+    forget_seconds: float = 86_400.0,
     tls: TlsFiles | None = None,
 ) -> AsyncIterator[Aggregator]:
     """An aggregator on a free port of loopback, its database in the directory."""
@@ -58,7 +59,7 @@ async def running(
     limits = limits or Limits()
     sessions = Sessions(limits.max_streams)
     pipeline = Pipeline(store, [metrics], metrics, Windows())
-    presence = Presence(pipeline, sessions, metrics, silent_seconds=silent_seconds)
+    presence = Presence(pipeline, sessions, metrics, silent_seconds=silent_seconds, forget_seconds=forget_seconds)
     server = Server(pipeline, sessions, presence, authenticator or LocalTrust(), metrics, limits=limits, cluster="test")
     port = await server.start("127.0.0.1:0", tls)
     tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(presence.watch())]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from protos.v1 import agent_pb2, evidence_pb2, sentinel_pb2
-from tests.server.aggregator import Aggregator, agent, asking, eventually, lines, running, snapshot, stored
+from tests.server.aggregator import Aggregator, agent, asking, eventually, lines, running, snapshot, stored, xid
 
 BEGAN, ENDED = evidence_pb2.PHASE_BEGAN, evidence_pb2.PHASE_ENDED
 
@@ -86,6 +87,69 @@ async def test_a_restart_neither_repeats_nor_forgets_silence(tmp_path: Path) -> 
                 return await phases(aggregator, "agent_silent", "gpu-1") == [BEGAN, ENDED]
 
             await eventually(ended)
+
+
+@pytest.fixture
+async def forgetful(tmp_path: Path) -> AsyncIterator[Aggregator]:
+    async with running(tmp_path, silent_seconds=0.3, forget_seconds=0.6) as started:
+        yield started
+
+
+async def names(aggregator: Aggregator) -> list[str]:
+    async with asking(aggregator) as stub:
+        return [node.name for node in (await stub.ListNodes(sentinel_pb2.ListNodesRequest())).nodes]
+
+
+async def incidents(aggregator: Aggregator, node: str) -> list[sentinel_pb2.Incident]:
+    async with asking(aggregator) as stub:
+        return list((await stub.ListIncidents(sentinel_pb2.ListIncidentsRequest(node=node))).incidents)
+
+
+async def silent_for_long(aggregator: Aggregator, node: str) -> None:
+    """Return once a node's silence is told and an incident, and has lasted."""
+
+    async def told() -> bool:
+        return await phases(aggregator, "agent_silent", node) == [BEGAN] and bool(await incidents(aggregator, node))
+
+    await eventually(told)
+    await asyncio.sleep(0.6)
+
+
+async def test_a_node_that_is_gone_for_good_is_forgotten_and_its_evidence_is_not(forgetful: Aggregator) -> None:
+    await send_snapshot(forgetful, "gone", 8, 1)
+    async with agent(forgetful) as stream:
+        await stream.greet("here", "installation-here")
+        await silent_for_long(forgetful, "gone")
+        await forgetful.presence.forget()
+        await forgetful.presence.look(save_connected=False)
+        assert await names(forgetful) == ["here"]
+        assert forgetful.metric("sentinel_node_observed", node="gone", reason="silent") is None
+        assert await phases(forgetful, "agent_silent", "gone") == [BEGAN, ENDED]
+
+        async def resolved() -> bool:
+            return not await incidents(forgetful, "gone")
+
+        await eventually(resolved)
+    await send_snapshot(forgetful, "gone", 8, 2)
+    assert "gone" in await names(forgetful), "one that comes back is known again"
+
+
+async def test_a_silent_node_with_an_open_fault_is_remembered(forgetful: Aggregator) -> None:
+    async with agent(forgetful) as stream:
+        await stream.greet("gpu-1")
+        await stream.deliver([xid(1)])
+    await silent_for_long(forgetful, "gpu-1")
+    await forgetful.presence.forget()
+    assert await names(forgetful) == ["gpu-1"]
+    assert await phases(forgetful, "agent_silent", "gpu-1") == [BEGAN]
+
+
+async def test_a_connected_node_is_remembered_however_little_it_says(tmp_path: Path) -> None:
+    async with running(tmp_path, silent_seconds=0.1, forget_seconds=0.0) as aggregator, agent(aggregator) as stream:
+        await stream.greet()
+        await aggregator.presence.look(save_connected=False)
+        await aggregator.presence.forget()
+        assert await names(aggregator) == ["gpu-1"]
 
 
 async def test_two_agents_that_claim_one_node_are_reported(aggregator: Aggregator) -> None:
