@@ -17,7 +17,7 @@ import grpc
 
 from aggregator.demo.processes import AgentProcess, AggregatorProcess, SimulatedNode
 from protos.v1 import sentinel_pb2, sentinel_pb2_grpc
-from tests.bench import load, measure
+from tests.bench import cluster, load, measure
 
 XID = "NVRM: Xid (PCI:0000:{bus:02x}:00): 31, pid=4242, name=train, Ch 00000010, intr 00000000. MMU Fault: number {n}"
 
@@ -243,6 +243,36 @@ class _aggregator:  # noqa: N801 - reads as a verb in `with`
         self._aggregator.stop()
 
 
+def condition_latency(directory: Path) -> None:
+    """node condition set on a real API server → assessment on /metrics"""
+    with cluster.api_server(directory) as server, cluster.watching(directory, server) as process:
+        taken = cluster.condition_seconds(server, process, 200)
+    p50, p99 = (measure.percentile(taken, percent) * 1000 for percent in (50, 99))
+    say("-", f"condition set → assessment on /metrics: p50 {p50:.0f} ms, p99 {p99:.0f} ms ({len(taken)} nodes)")
+
+
+def ten_thousand_nodes(directory: Path) -> None:
+    """what a cluster of 10,000 GPU nodes costs: memory, a list of all, changes"""
+    with cluster.api_server(directory) as server:
+        asyncio.run(cluster.fill(server, 10_000))
+        with cluster.watching(directory, server) as process:
+            time.sleep(5)
+            rss, _ = measure.memory_mib(pid_of(process))
+            say("300 MiB", f"10,000 nodes watched: RSS {rss:.0f} MiB")
+        kubeconfig = server.kubeconfig(directory / "kubeconfig")
+        taken, nodes = asyncio.run(cluster.relist_seconds(server, kubeconfig))
+        say("-", f"a list of {nodes} nodes: {taken:.1f} s")
+        lags, rate = asyncio.run(cluster.watch_lags(server, kubeconfig, 10_000, 1000, 10))
+    p50, p99 = (measure.percentile(lags, percent) * 1000 for percent in (50, 99))
+    say("-", f"1,000 node updates/s offered, {rate:.0f}/s taken: asked → seen p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+
+
+def pid_of(process: AggregatorProcess) -> int:
+    """Of a running aggregator."""
+    assert process.process is not None
+    return process.process.popen.pid
+
+
 BENCHMARKS: tuple[Callable[[Path], None], ...] = (
     stored_latency,
     verdict_latency,
@@ -251,6 +281,8 @@ BENCHMARKS: tuple[Callable[[Path], None], ...] = (
     throughput,
     idle_streams,
     mass_failure,
+    condition_latency,
+    ten_thousand_nodes,
 )
 
 
