@@ -209,7 +209,8 @@ async def _investigator(
         return snapshot.SerializeToString()
 
     try:
-        made = assemble(
+        made = await asyncio.to_thread(  # plug-ins are imported, which may take its time
+            assemble,
             settings,
             pipeline.store,
             metrics,
