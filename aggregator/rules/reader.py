@@ -103,9 +103,15 @@ def _message(evidence: Evidence, message: str) -> list[Reading]:
         line = formats.parse(message)
         line = replace(line, origin=Origin.KERNEL) if line.origin is Origin.UNKNOWN else line
     else:
-        origin = Origin.KERNEL if evidence.facility == 0 else Origin.USERSPACE
+        origin = Origin.USERSPACE if _by_userspace(evidence) else Origin.KERNEL
         line = Line(message.strip(), origin, facility=evidence.facility, level=evidence.level)
     return readings_of(line, grammars)
+
+
+def _by_userspace(evidence: Evidence) -> bool:
+    """Whether a program wrote the text into the kernel log. An agent counts what programs wrote as a storm of its own, and names
+    it in the epoch."""
+    return evidence.facility != 0 or (evidence.kind == "kernel_storm" and evidence.key.epoch.endswith("/userspace"))
 
 
 def _storm(evidence: Evidence, last: list[Reading]) -> Reading:
@@ -171,7 +177,7 @@ def _signal(evidence: Evidence, reading: Reading, number: int) -> Signal:
         source=evidence.key.source,
         boot_id=str(evidence.values.get("captured_boot_id") or evidence.boot_id),
         phase=evidence.phase,
-        trust=trust_of(reading.kind),
+        trust=Trust.TENANT if _by_userspace(evidence) else trust_of(reading.kind),
         attributes=attributes,
         count=reading.count,
         simulated=evidence.simulated,

@@ -150,6 +150,18 @@ def test_a_storm_keeps_its_count_and_its_last_line_is_read() -> None:
     assert (last.name, last.count) == ("xid 79", 1)
 
 
+@pytest.mark.parametrize("text", ["", FALLEN])
+def test_a_storm_that_programs_wrote_is_a_tenants_word(text: str) -> None:
+    """Whoever may write to /dev/kmsg can make one: it counts for nothing that lowers or executes, whatever its last line claims."""
+    key = EvidenceKey("node-1", "kmsg_storm", "boot-1/userspace", 7)
+    fact = Evidence(key, "kernel_storm", 1_700_000_000_000_000, text=text, values={"suppressed_count": 4711})
+    signals = read(fact)
+    assert {signal.trust for signal in signals} == {Trust.TENANT}
+    assert [signal.kind for signal in signals] == ["kernel_storm"] + ["userspace_kernel_line"] * bool(text)
+    assert signals[0].count == 4711
+    assert "last_code" not in signals[0].attributes
+
+
 def test_a_storm_of_unknown_lines_is_still_a_storm() -> None:
     """Without a readable last line the count alone remains."""
     assert one(evidence("kernel_storm", "kmsg_storm", text="", values={"suppressed_count": 3})).count == 3
