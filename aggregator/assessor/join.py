@@ -40,6 +40,7 @@ UNCHECKED_SHARE = 0.9  # where something could not be looked at
 DIFFERENT_SHARE = 0.9  # where the rules see another class of fault
 MAX_SUMMARY = 1_500  # characters
 IDLE = frozenset((Resolution.NONE, Resolution.MONITOR))
+FIRST_STEP = "First step"
 ONE_LOWER = {Severity.CRITICAL: Severity.WARNING, Severity.WARNING: Severity.INFO}
 
 
@@ -237,7 +238,7 @@ class _Differences:
         for name, rules, model, stands in (
             ("Fault class", self.rules.fault_class, self.opinion.fault_class, published.fault_class),
             ("Action", self.rules.action, self.opinion.action, published.action),
-            ("First step", self.rules.resolutions[0], self.opinion.resolutions[0], published.resolutions[0]),
+            (FIRST_STEP, self.rules.resolutions[0], self.opinion.resolutions[0], published.resolutions[0]),
         ):
             if rules is not model:
                 yield f"{name}: the rules say {_said(rules)}, the model {_said(model)}; {self._stands(model, stands)}."
@@ -246,6 +247,11 @@ class _Differences:
         if stands is model:
             return "the model's stands, on facts of hardware or cluster"
         return f"the rules' stands{', ' + self.why_not if self.why_not else ''}"
+
+
+def disagreements(disputed: Iterable[str]) -> tuple[str, ...]:
+    """Differences on what is the matter and what is to be done with the node; which step comes first is none of them."""
+    return tuple(sentence for sentence in disputed if not sentence.startswith(f"{FIRST_STEP}: "))
 
 
 def _said(value: StrEnum) -> str:

@@ -43,7 +43,7 @@ class Case:
     origin: str
     degraded_reason: str
     partial: bool
-    disputed: int  # sentences about where rules and model differ
+    disputed: int  # differences between rules and model, besides which step comes first
     confidence: float
     hardware_support: bool  # it stands on a fact of the agent or the kernel
     # the node now

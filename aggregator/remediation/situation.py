@@ -10,6 +10,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from aggregator.assessor.join import disagreements
 from aggregator.kube import nodes as watched
 from aggregator.kube.client import Json, KubeClient
 from aggregator.kube.errors import ApiError, NotFound
@@ -87,7 +88,7 @@ async def look(around: Surroundings, incident: Incident, assessment: Assessment,
         origin=assessment.origin,
         degraded_reason=assessment.degraded_reason,
         partial=assessment.partial,
-        disputed=len(assessment.disputed),
+        disputed=len(disagreements(assessment.disputed)),
         confidence=assessment.verdict.confidence,
         hardware_support=bool(hardware_facts(incident, assessment)),
         unconfirmed_because=unconfirmed,
