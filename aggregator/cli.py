@@ -22,6 +22,7 @@ COMMANDS = {
     "investigate": "have a node looked into, and print the verdict",
     "transcript": "what an investigation asked, got and concluded",
     "audit": "show what was decided about actions on a node, and why",
+    "eval": "does a model beat the rules: play recorded worlds to it; needs no server",
     "rejudge": "judge stored incidents again under a rules overlay; list what would change",
     "backup": "copy the aggregator's database while it runs",
 }

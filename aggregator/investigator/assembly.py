@@ -95,7 +95,7 @@ def assemble(
         probe,
         sources.registry,
         system,
-        _budget(settings),
+        budget_of(settings),
         context,
         sources.scope_of,
         counts.tool_called,
@@ -114,7 +114,8 @@ def _naming(variable: str, kind: type[Exception]) -> Iterator[None]:
         raise InvestigatorUnusable(f"{variable}: {error}") from error
 
 
-def _budget(settings: Settings) -> Budget:
+def budget_of(settings: Settings) -> Budget:
+    """The bounds of one investigation."""
     return Budget(
         rounds=settings.max_tool_rounds,
         tokens=settings.investigation_tokens,
