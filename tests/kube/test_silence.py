@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.kube import silence
 from aggregator.kube.access import find_access
 from aggregator.kube.client import KubeClient
 from aggregator.kube.nodes import Wanted
@@ -136,8 +135,3 @@ async def test_without_the_right_to_list_pods_silence_is_said_all_the_same(
     async with both(api_server, tmp_path, token) as aggregator:
         await eventually(lambda: reason(aggregator, "gpu-1", "silent"))
     assert 'cannot list resource "pods"' in capsys.readouterr().out
-
-
-def test_looks_are_far_enough_apart() -> None:
-    """A list of every agent's pod costs the API server something."""
-    assert silence.LOOK_SECONDS >= 30
