@@ -36,7 +36,7 @@ FIRMWARE = (
     ("facts", "severity", "fault_class", "action", "first", "rule"),
     [
         pytest.param([xid(48, DBE), xid(63, REMAP), xid(45, "Ch 00000008")], "critical", "memory", "drain", "drain", "memory/uncorrectable_with_repair", id="a double-bit error is the cause, the remap its repair, the 45 cleanup"),
-        pytest.param([xid(63, REMAP)], "warning", "memory", "none", "monitor", "memory/remap_recorded", id="a recorded remap waits for a reset at leisure"),
+        pytest.param([xid(63, REMAP)], "info", "memory", "none", "monitor", "memory/remap_recorded", id="a recorded remap alone asks for nothing now"),
         pytest.param([xid(63, REMAP), typed("row_remap_pending")], "warning", "memory", "none", "reset_gpu", "memory/remap_pending", id="NVML says the remap waits for a reset"),
         pytest.param([typed("row_remap_failure")], "critical", "memory", "drain", "drain", "memory/remap_failed", id="the remap failure flag is the vendor's replacement criterion"),
         pytest.param([xid(94, "Contained: SM (0x1). RST: No, D-RST: No")], "warning", "memory", "none", "restart_app", "memory/contained", id="a contained error costs its owner, not the GPU"),

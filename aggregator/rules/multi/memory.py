@@ -146,7 +146,7 @@ def remap_recorded(burst: Burst, _: Context) -> Finding | None:
     return Finding(
         rule_id="memory/remap_recorded",
         priority=70,
-        severity=Severity.WARNING,
+        severity=Severity.INFO,
         fault_class=FaultClass.MEMORY,
         action=Action.NONE,
         resolutions=(Resolution.MONITOR, Resolution.RESET_GPU),
