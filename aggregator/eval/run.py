@@ -9,7 +9,7 @@ from enum import StrEnum
 from hashlib import sha256
 
 from aggregator import rules
-from aggregator.eval.judge import Score, judge
+from aggregator.eval.judge import Score, Witness, judge
 from aggregator.eval.recorded import real_sources, registry_of
 from aggregator.eval.results import Results
 from aggregator.eval.stage import Staged, bundle_of, full_bundle, scope_of, stage
@@ -22,7 +22,6 @@ from aggregator.investigator.loop import Task, investigate
 from aggregator.investigator.redaction import Redactor
 from aggregator.investigator.rendering import dumps
 from aggregator.investigator.sources import Registry
-from aggregator.store.investigations import TranscriptEntry
 
 GIVE_UP = 3  # runs in a row that the endpoint failed
 NOT_A_RESULT = frozenset(
@@ -106,7 +105,7 @@ class Outcome:
 
 def rules_alone(pairs: Sequence[Pair]) -> list[Score]:
     """What the rules say, which no repetition changes."""
-    return [judge(staged, variant, Mode.RULES, 0, None, {}) for staged in map(stage, pairs) for variant in Variant]
+    return [judge(staged, variant, Mode.RULES, 0) for staged in map(stage, pairs) for variant in Variant]
 
 
 async def evaluate(
@@ -162,14 +161,9 @@ def _is_done(results: Results, run: Run) -> bool:
 
 
 async def _play(run: Run, setup: Setup) -> Score:
-    titles: dict[str, str] = {}
-
-    def note(entry: TranscriptEntry) -> None:
-        if entry.kind in ("item", "result") and entry.entry_id:
-            titles[entry.entry_id] = entry.title
-
-    found = await investigate(_task(run, setup), setup.backend, setup.capabilities, record=note)
-    return judge(run.staged, run.variant, run.mode, run.repetition, found, titles)
+    witness = Witness(run.staged.pair.question)
+    found = await investigate(_task(run, setup), setup.backend, setup.capabilities, record=witness.note)
+    return judge(run.staged, run.variant, run.mode, run.repetition, found, witness.items)
 
 
 def _task(run: Run, setup: Setup) -> Task:

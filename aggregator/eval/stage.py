@@ -7,12 +7,11 @@ from datetime import UTC, datetime
 
 from aggregator import assessor, correlator, rules
 from aggregator.eval.recorded import source_of
-from aggregator.eval.world import Fact, Pair, Recording, Variant, WorldError
+from aggregator.eval.world import Fact, Pair, Recording, Variant, WorldError, baseline
 from aggregator.investigator.bundle import Bundle, build
 from aggregator.investigator.case import Case, NodeFacts
 from aggregator.investigator.framing import Gate
 from aggregator.investigator.items import Item
-from aggregator.investigator.rendering import dumps
 from aggregator.investigator.results import admitted
 from aggregator.investigator.sources import Scope
 from aggregator.model import Evidence, EvidenceKey, Gpu, Incident, Signal, Verdict
@@ -62,17 +61,25 @@ def bundle_of(staged: Staged, gate: Gate) -> Bundle:
 
 
 def full_bundle(staged: Staged, variant: Variant, gate: Gate) -> Bundle:
-    """The same with every recorded answer in it: for the ablation that fetches everything and asks nothing."""
+    """The same with every answer in it that tools could give: for the ablation that fetches everything and asks nothing."""
     bundle, pair = bundle_of(staged, gate), staged.pair
-    items = tuple(_item(number, answer, gate) for number, answer in enumerate(pair.recordings(variant), start=1))
+    items = tuple(_item(number, answer, gate) for number, answer in enumerate(_all_answers(pair, variant), start=1))
     down = (f"{source_of(pair.question.tool)}: {pair.question.down}",) if variant is Variant.DOWN else ()
     return replace(bundle, items=(*bundle.items, *items), unchecked=(*bundle.unchecked, *down))
 
 
+def _all_answers(pair: Pair, variant: Variant) -> list[Recording]:
+    """By tool, so that the deciding one does not stand out; of a source that is down, none."""
+    own = pair.recordings(variant)
+    always = {recording.tool for recording in own if not recording.where}
+    dead = source_of(pair.question.tool) if variant is Variant.DOWN else ""
+    answers = [*own, *(answer for answer in baseline(pair.node) if answer.tool not in always)]
+    return sorted((answer for answer in answers if source_of(answer.tool) != dead), key=lambda answer: answer.title)
+
+
 def _item(number: int, recording: Recording, gate: Gate) -> Item:
     text, _ = admitted(gate, recording.answer)
-    where = f" {dumps(dict(recording.where))}" if recording.where else ""
-    return Item(f"x{number}", f"{recording.tool}{where}", text, recording.trust)
+    return Item(f"x{number}", recording.title, text, recording.trust)
 
 
 def _incident(pair: Pair) -> Incident:

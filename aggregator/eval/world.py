@@ -57,29 +57,36 @@ class Fact(_Table):
     values: Mapping[str, str | int | float | bool] = {}
 
 
-class Recording(_Table):
-    """What a tool answers where each named argument matches its pattern; `where` empty matches every call."""
+class Call(_Table):
+    """Calls of a tool whose arguments match; `where` empty matches every one."""
 
     tool: str
     where: Mapping[str, str] = {}  # argument → RE, searched in its JSON; an argument that was not given is ""
-    trust: Trust = Trust.CLUSTER
-    answer: Annotated[Any, BeforeValidator(_json)] = None
+    trust: Trust = Trust.CLUSTER  # of the answer
 
     def fits(self, tool: str, arguments: Mapping[str, Any]) -> bool:
-        """Whether it answers this call."""
+        """Whether this call is one of them."""
         return tool == self.tool and all(
             re.search(pattern, json.dumps(arguments.get(name, ""), ensure_ascii=False)) is not None
             for name, pattern in self.where.items()
         )
 
+    @property
+    def title(self) -> str:
+        """For an item that shows the answer without anybody having asked."""
+        return f"{self.tool} {json.dumps(dict(self.where), ensure_ascii=False)}" if self.where else self.tool
 
-class Question(_Table):
+
+class Recording(Call):
+    """What a tool answers to such calls."""
+
+    answer: Annotated[Any, BeforeValidator(_json)] = None
+
+
+class Question(Call):
     """The call that tells the twins apart."""
 
-    tool: str
-    where: Mapping[str, str] = {}
     ask: Mapping[str, Any]  # arguments of one such call, as a model might write them
-    trust: Trust = Trust.CLUSTER
     down: str  # why it cannot be asked in the third variant
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,17 @@ def evaluates(tmp_path: Path) -> Evaluates:
 
 def command(out: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """`gcm-sentinel eval` in a process of its own."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GCM_SENTINEL_")}
-    given = {f"GCM_SENTINEL_{name}": value for name, value in variables.items()}
     return subprocess.run(
         [sys.executable, "-c", MAIN, "eval", "--out", str(out), *arguments],
-        env={**environ, **given},
+        env=environment(variables),
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Ours, with these variables and none other of the aggregator's."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("GCM_SENTINEL_")}
+    return {**others, **{f"GCM_SENTINEL_{name}": value for name, value in variables.items()}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from tests.doubles.llm import Asked, Script, Step, answer, call, say
 
 Plays = Callable[[Staged, Asked], Step]
 
-FRAME = re.compile(r"<<<(\w+) [0-9a-f]{8} \| [^\n]*>>>\n(.*?)\n<<<end \1 ", re.DOTALL)
+FRAME = re.compile(r"<<<(\w+) [0-9a-f]{8} \| \w+ \| ([^\n]*)>>>\n(.*?)\n<<<end \1 ", re.DOTALL)
 
 
 def playing(pairs: Sequence[Pair], plays: Plays) -> Script:
@@ -30,7 +31,15 @@ def playing(pairs: Sequence[Pair], plays: Plays) -> Script:
 def frames(asked: Asked) -> Mapping[str, str]:
     """Every item that was shown, by id."""
     shown = (*asked.user_texts[:1], *(text for _, text in asked.results))
-    return {found[1]: found[2] for text in shown for found in FRAME.finditer(text)}
+    return {found[1]: found[3] for text in shown for found in FRAME.finditer(text)}
+
+
+def deciding(staged: Staged, asked: Asked) -> Mapping[str, str]:
+    """Those that hold the deciding answer: what it asked for, or what was fetched for it."""
+    shown = (*asked.user_texts[:1], *(text for _, text in asked.results))
+    question = staged.pair.question
+    titles = (question.title, f"{question.tool} {json.dumps(dict(question.ask), sort_keys=True, ensure_ascii=False)}")
+    return {found[1]: found[3] for text in shown for found in FRAME.finditer(text) if found[2] in titles}
 
 
 def oracle(staged: Staged, asked: Asked) -> Step:
@@ -39,9 +48,9 @@ def oracle(staged: Staged, asked: Asked) -> Step:
     if question.tool in asked.tools and not asked.results:
         return call(question.tool, **question.ask)
     for twin in (staged.pair.a, staged.pair.b):
-        for item, text in frames(asked).items():
+        for item, text in deciding(staged, asked).items():
             passage = next((passage for passage in twin.says if passage in text), "")
-            if passage and item[0] in "tx":
+            if passage:
                 return verdict_of(staged, twin, item, passage)
     return rules_again(staged)
 

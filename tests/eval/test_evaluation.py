@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from aggregator.eval.run import GIVE_UP, Mode
-from aggregator.eval.world import load_pairs
-from tests.doubles.llm import Asked, Status, Step
+from aggregator.eval.stage import Staged
+from aggregator.eval.world import Variant, load_pairs
+from tests.doubles.llm import Asked, Status, Step, call
 from tests.eval.conftest import FEW, PAIRS, Evaluates, of_mode
-from tests.eval.models import Plays, guesser, keeps_to_the_rules, liar, oracle, playing, rambler
+from tests.eval.models import Plays, guesser, keeps_to_the_rules, liar, oracle, playing, rambler, verdict_of
 
 
 @pytest.mark.slow
@@ -91,3 +92,32 @@ async def test_a_changed_world_is_measured_anew(evaluates: Evaluates, tmp_path: 
     outcome, scores = await evaluates(playing(pairs, oracle), changed)
     assert (outcome.done, len(scores)) == (9, 9)
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 18
+
+
+async def test_a_quote_of_another_answer_is_no_proof(evaluates: Evaluates) -> None:
+    """Nothing was found in the same rack, either: that the right words stand there too does not show who looked."""
+    pairs = load_pairs(["gsp-rollout"])
+
+    def looks_elsewhere(staged: Staged, asked: Asked) -> Step:
+        if "find_similar_incidents" in asked.tools and not asked.results:
+            return call("find_similar_incidents", by="rack")
+        return verdict_of(staged, staged.pair.b, "t1", '"incidents": []')
+
+    _, scores = await evaluates(playing(pairs, looks_elsewhere), pairs)
+    found = next(score for score in scores if (score.mode, score.variant) == (Mode.TOOLS, Variant.B))
+    assert (found.right, found.dropped, found.cited) == (True, 0, False)
+
+
+async def test_a_page_of_the_deciding_answer_is_that_answer(evaluates: Evaluates) -> None:
+    pairs = load_pairs(["old-firmware"])
+
+    def pages(staged: Staged, asked: Asked) -> Step:
+        question = staged.pair.question
+        if question.tool not in asked.tools or len(asked.results) > 1:
+            return verdict_of(staged, staged.pair.a, "t2", staged.pair.a.says[0])
+        if asked.results:
+            return call("read_result", id="t1", filter="vbios")
+        return call(question.tool, **question.ask)
+
+    _, scores = await evaluates(playing(pairs, pages), pairs)
+    assert next(score for score in scores if (score.mode, score.variant) == (Mode.TOOLS, Variant.A)).solved
