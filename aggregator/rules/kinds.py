@@ -120,7 +120,6 @@ _ALL = (
             "decode": "144-150: v1, v2, ambiguous or none",
             "body_suggests": "the XID whose wording the body has, when it is not this code: the line contradicts itself",
             "truncated": "true when the line ends inside the driver's format",
-            "words": "error, warning or info: the worst word in the text",
         },
     ),
     Kind(

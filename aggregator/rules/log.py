@@ -84,12 +84,14 @@ class LogReader:
 
     def _take(self, raw: str, grammars: Sequence[Grammar]) -> None:
         clean = formats.clean(raw)
+        if '"' not in clean and not self._json.inside:
+            self._take_record(clean[: formats.MAX_LINE], raw[: formats.MAX_LINE], grammars)
+            return
         for record in self._json.records(clean):
-            whole = record[: formats.MAX_LINE]
             if record is clean:
-                self._take_record(whole, raw[: formats.MAX_LINE], grammars)
+                self._take_record(record[: formats.MAX_LINE], raw[: formats.MAX_LINE], grammars)
             else:
-                self._take_record(whole, whole, ())
+                self._take_record(record[: formats.MAX_LINE], record[: formats.MAX_LINE], ())
 
     def _take_record(self, record: str, raw: str, grammars: Sequence[Grammar]) -> None:
         line = formats.parse_clean(record, now_us=self._now_us)

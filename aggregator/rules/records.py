@@ -23,6 +23,7 @@ _DRIVER_START = re.compile(r"NVRM:|nvidia|kernel:|\[|<\d|GPU |XID|Xid")
 
 _REPORT = re.compile(r"(?:NVRM: Xid|nvidia-nvswitch\d{0,4}: SXid)\b")
 _COMPLETE_HEAD = re.compile(r"[^()]{0,80}\([^()]{0,80}\): ?\d")
+_CODE_DIGITS = 5
 _CODE_AT_END = re.compile(r"[^()]{0,80}\([^()]{0,80}\): ?\d{1,5}$")
 _CODE_GOES_ON = re.compile(r"\d{0,4}, ?(?:pid=|name=|[A-Z])")
 _HEADS = ("NVRM:", "NVRM: Xid")  # of a report, broken at a blank
@@ -49,12 +50,12 @@ def unfinished(text: str) -> bool:
     """True when a message may go on in the next line."""
     if text in _HEADS:
         return True
-    if text.startswith("NVRM: ") and _OPENS.match(text):
-        return not text.endswith(".")
-    if not _REPORT.match(text):
-        return False
-    cut_off = not _COMPLETE_HEAD.match(text) or text.count("(") > text.count(")")
-    return cut_off or _CODE_AT_END.match(text) is not None
+    if _REPORT.match(text):
+        head = _COMPLETE_HEAD.match(text)
+        if head is None or text.count("(") > text.count(")"):
+            return True
+        return len(text) < head.end() + _CODE_DIGITS and _CODE_AT_END.match(text) is not None
+    return text.startswith("NVRM: ") and _OPENS.match(text) is not None and not text.endswith(".")
 
 
 def joined(whole: str, line: Line) -> str | None:

@@ -65,13 +65,12 @@ def parse_clean(text: str, *, now_us: int | None = None) -> Line:
             break
         indent = len(dress.text) - len(dress.text.lstrip())
         dress.text = dress.text.lstrip()
-    return _repeated(dress) or dress.line(indent)
+    repeated = _repeated(dress) if dress.text.startswith("message repeated ") else None
+    return repeated or dress.line(indent)
 
 
 def _repeated(dress: Dress) -> Line | None:
     """Syslog's "message repeated 3 times: [ … ]", with the message it holds."""
-    if not dress.text.startswith("message repeated "):
-        return None
     repeated = _REPEATED.match(dress.text)
     if repeated is None:
         return None

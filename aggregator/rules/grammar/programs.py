@@ -255,6 +255,6 @@ GRAMMARS = (
     Grammar("cuda", ("cuda",), read_cuda, PROGRAM_LINES),
     Grammar("secondhand", ("xid",), read_secondhand, PROGRAM_LINES),
     Grammar("windows", ("nvlddmkm",), read_windows, PROGRAM_LINES),
-    Grammar("event_log", ("power supply", "psu"), read_event_log, frozenset((Origin.PROGRAM,))),
+    Grammar("event_log", ("power supply", "psu"), read_event_log, (Origin.PROGRAM,)),
     Grammar("reset", ("gpu reset executed", "successfully reset", "gpu 0000"), read_reset, PROGRAM_LINES),
 )

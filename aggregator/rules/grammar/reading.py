@@ -78,8 +78,8 @@ class Reading:
     count: int = 1
 
 
-KERNEL_LINES = frozenset((Origin.KERNEL, Origin.UNKNOWN))
-PROGRAM_LINES = frozenset((Origin.PROGRAM, Origin.UNKNOWN))
+KERNEL_LINES = (Origin.KERNEL, Origin.UNKNOWN)
+PROGRAM_LINES = (Origin.PROGRAM, Origin.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Grammar:
     name: str
     words: tuple[str, ...]
     read: Callable[[Line], Iterable[Reading]]
-    origins: frozenset[Origin] = KERNEL_LINES
+    origins: tuple[Origin, ...] = KERNEL_LINES
 
 
 @lru_cache(maxsize=4096)

@@ -71,7 +71,8 @@ def _reading(head: re.Match[str]) -> Reading:
     if previous:
         attributes["previous_xid"] = int(previous[1])
         text = (text[: previous.start()] + text[previous.end() :]).strip(" ,")
-    attributes |= present(text=text, words=worst_word(text))
+    if text:
+        attributes["text"] = text
     attributes |= read_text(code, text)
     mig = None
     if head["gi"] is not None:
