@@ -19,7 +19,7 @@ STEMS = (
     "repeated", "oops", "lockup", "rcu", "edac", "panic", "killed", "blocked for", "protection", "unable to",
     "segfault", "xfs (", "reboot:", "version", "mlx", "bnxt", "cuda", "dcgm", "nccl", "fabric", "nouveau",
     "i915", "habana", "tesla", "imex", "psu", "[10de:", "dmar", "amd-vi", "smmu", "driver not", "(rev ff)",
-    '"pri":', '"message":[', '"message": [', '"__realtime', '"_transport',
+    '"pri":', '"message":', '"__realtime', '"_transport',
 )  # fmt: skip
 
 # Words that matter to the reading of a log as a whole and to no grammar.
