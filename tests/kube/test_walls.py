@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from aggregator.kube.errors import ApiError
+from aggregator.kube.errors import ApiError, Forbidden
 from aggregator.kube.walls import WallAbsent, prove
 from tests.cluster.api_server import ApiServer, Object
 from tests.cluster.walls import await_allowed, standing
@@ -150,4 +150,15 @@ async def test_a_wall_that_cannot_be_asked_about_is_not_proved(own_api_server: A
     async with connect(own_api_server) as client:
         own_api_server.stop_server()
         with pytest.raises(ApiError):
+            await prove(client, "annotate")
+
+
+async def test_a_role_that_hides_the_policy_proves_nothing(api_server: ApiServer, connect: Connect) -> None:
+    """It may be made wider a moment later: roles reach an API server after a while."""
+    api_server.node("n1")
+    token = api_server.service_account(
+        "reader", [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list"]}]
+    )
+    async with connect(api_server, token) as client:
+        with pytest.raises(Forbidden, match="cannot patch resource"):
             await prove(client, "annotate")

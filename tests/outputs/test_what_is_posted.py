@@ -187,3 +187,17 @@ async def test_one_row_an_incident_is_kept_of_what_was_told(desk: Desk) -> None:
         await desk.tell(fault(), judged(fault(), revision))
         await take(desk, "chat")
     assert len(await desk.rows("waiting", "sent", "superseded", "dead")) == 1
+
+
+async def test_a_later_change_waits_behind_an_earlier_one_that_failed(desk: Desk) -> None:
+    """Of one incident; another's is due."""
+    desk.routes = [RECORDS]
+    now_us = time.time_ns() // 1000
+    claim = partial(deliveries.claim, target="records", now_us=now_us + 1_000_000, limit=100)
+    await desk.tell(fault(1), judged(fault(1)))
+    (first,) = await desk.store.write(claim)
+    failed = Outcome(first.id, "waiting", "HTTP 500", now_us + 60_000_000)
+    await desk.store.write(partial(deliveries.settle, outcomes=[failed]))
+    await desk.tell(fault(1), judged(fault(1), 2))
+    await desk.tell(fault(2), judged(fault(2)))
+    assert [message.incident.id for message in await desk.store.write(claim)] == ["inc-2"]

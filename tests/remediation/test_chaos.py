@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from aggregator.kube.errors import Conflict
 from aggregator.model import Action
 from aggregator.remediation.executor import Executor
 from aggregator.remediation.pods import Rules
 from aggregator.store import audit
 from aggregator.store.audit import DOING, Begun
-from tests.cluster.api_server import ApiServer
+from tests.cluster.api_server import ApiServer, Object
 from tests.cluster.walls import COLLECTIONS, await_allowed, await_denied, standing
 from tests.outputs.conftest import Desk, OpenDesk
 from tests.remediation.conftest import ROLE, USER, Account, acting, outcomes, prepare, proposed, records
@@ -134,3 +135,38 @@ async def test_an_eviction_never_hits_the_next_pod_of_that_name(account: Account
     assert await executor._evict(old) == ""
     await client.close()
     assert leaving(account.server) == set()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec": {"unschedulable": True}},
+        {"metadata": {"labels": {"gcm-sentinel/opt-out": "true"}}},
+        {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": "now"}}},
+        {"spec": {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]}},
+    ],
+)
+async def test_what_another_did_since_the_decision_is_not_run_over(account: Account, change: Object) -> None:
+    decided_on = account.node()
+    account.server.patch("/api/v1/nodes/n1", change)
+    client = account.client()
+    executor = Executor(client, rules=Rules())
+    for act in (executor.cordon(decided_on, "inc-1"), executor.taint(decided_on, "pcie")):
+        with pytest.raises(Conflict):
+            await act
+    await client.close()
+    assert account.changes() == []
+
+
+async def test_a_drain_does_not_go_on_on_another_machine_of_that_name(desk: Desk, account: Account) -> None:
+    pod(account.server, "first")
+    async with acting(desk, account):
+        await desk.tell(*proposed(action=Action.DRAIN))
+        await eventually(lambda: leaving(account.server) == {"first"})
+        account.server.delete("/api/v1/nodes/n1")
+        account.server.node("n1", capacity={"nvidia.com/gpu": "8"})
+        pod(account.server, "of-the-new-one")
+        await desk.idle()
+    assert leaving(account.server) == {"first"}
+    assert "unschedulable" not in account.node()["spec"]
+    assert (await records(desk))[-1] == ("drain", "failed", ("stopped", "the cluster has no such node"))
