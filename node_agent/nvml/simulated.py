@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from node_agent.nvml.codes import DRIVER_NOT_LOADED, GPU_IS_LOST, LIB_RM_VERSION_MISMATCH, NOT_MIG, UNKNOWN, DriverError
 
-_WATCH_SECONDS: Final = 0.1
+_WATCH_SECONDS: Final = 0.25  # as often as the wait for real events wakes up
 _IDENTITY: Final = ("uuid", "pci", "serial", "minor", "module_id", "model")
 _REFUSALS: Final = {
     "absent": (DRIVER_NOT_LOADED, "Driver Not Loaded"),

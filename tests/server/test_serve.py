@@ -338,7 +338,7 @@ def test_a_demo_dies_with_its_processes() -> None:
 def test_a_demo_runs_where_the_temporary_directory_is_too_long_for_a_socket(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 90)
     deep.mkdir()
-    demo = start_demo(str(deep), "--scenario", "transient_xid")
+    demo = start_demo(str(deep), "--scenario", "gpu_fallen_off_bus")
     _, complaint = demo.communicate(timeout=60)
     assert (demo.returncode, complaint) == (0, "")
 
