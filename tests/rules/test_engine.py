@@ -149,6 +149,17 @@ def test_the_driver_s_named_action_outranks_the_table() -> None:
     assert verdict.action is Action.DRAIN
 
 
+@pytest.mark.parametrize(
+    ("named", "first"), [("0x1 (GPU Reset Required)", Resolution.RESET_GPU), ("0x2 (Node Reboot Required)", Resolution.REBOOT)]
+)
+def test_what_the_driver_asks_for_is_never_forbidden_by_an_application_s_fault(named: str, first: Resolution) -> None:
+    """A program's fault that leaves the GPU in need of a reset is not answered with `do not reset`."""
+    verdict = judged(xid(31, "MMU Fault"), xid(154, f"GPU recovery action changed from 0x0 (None) to {named}"))
+    assert (verdict.severity, verdict.resolutions[0]) == (Severity.CRITICAL, first)
+    assert not [text for text in verdict.do_not if "reset the GPU" in text and first is Resolution.RESET_GPU]
+    assert not [text for text in verdict.do_not if "reboot" in text and first is Resolution.REBOOT]
+
+
 def test_a_driver_change_explains_that_the_gpus_are_out_of_sight() -> None:
     """The same absence without a planned change is a fault."""
     gone = typed("nvml_unavailable", None)

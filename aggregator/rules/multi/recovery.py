@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aggregator.model import SEVERITY_ORDER, Action, FaultClass, Severity
+from aggregator.model import SEVERITY_ORDER, Action, Severity
 from aggregator.rules.burst import Burst, event_order
 from aggregator.rules.finding import Finding
 
@@ -19,7 +19,7 @@ def with_named_recovery(finding: Finding, burst: Burst) -> Finding:
         if reading.signal.attributes.get("recovery_action", "unknown") not in ("unknown", "none")
         and reading.subject in subjects
     ]
-    if not named or burst.restarts_after(named) or finding.fault_class is FaultClass.APPLICATION:
+    if not named or burst.restarts_after(named):
         return finding
     last = max(named, key=lambda reading: event_order(reading.signal))
     rest = tuple(item for item in finding.resolutions if item not in last.entry.resolutions)
@@ -32,4 +32,5 @@ def with_named_recovery(finding: Finding, burst: Burst) -> Finding:
         else last.entry.action,  # its jobs leave before it is rebooted
         resolutions=last.entry.resolutions + rest,
         permits=finding.permits + last.entry.resolutions,
+        do_not=tuple(item for item in finding.do_not if item not in last.entry.resolutions),
     )
