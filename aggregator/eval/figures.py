@@ -57,7 +57,7 @@ def figures(mode: str, scores: Sequence[Score]) -> Figures:
         right=_share(twins, lambda score: score.right),
         cited=_share(twins, lambda score: score.cited),
         said_unchecked=_share(down, lambda score: score.solved),
-        harm=_share(known, lambda score: score.harmed),
+        harm=_share(known, lambda score: not score.right),
         forbidden=_share(scores, lambda score: bool(score.forbidden)),
         removed=sum(score.removed for score in scores),
         dropped=sum(score.dropped for score in scores) / claims if claims else None,

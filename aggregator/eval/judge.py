@@ -69,11 +69,6 @@ class Score:
         """Right, and for the reason that decides."""
         return self.right and self.cited
 
-    @property
-    def harmed(self) -> bool:
-        """The rules had it right."""
-        return self.rules_right and not self.right
-
 
 def judge(
     staged: Staged,

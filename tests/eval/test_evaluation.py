@@ -121,3 +121,18 @@ async def test_a_page_of_the_deciding_answer_is_that_answer(evaluates: Evaluates
 
     _, scores = await evaluates(playing(pairs, pages), pairs)
     assert next(score for score in scores if (score.mode, score.variant) == (Mode.TOOLS, Variant.A)).solved
+
+
+async def test_a_quote_that_both_twins_hold_is_no_proof(evaluates: Evaluates) -> None:
+    """That a sensor was read does not show what it said."""
+    pairs = load_pairs(["rack-heat"])
+
+    def quotes_the_label(staged: Staged, asked: Asked) -> Step:
+        question, twin = staged.pair.question, staged.pair.a
+        if question.tool in asked.tools and not asked.results:
+            return call(question.tool, **question.ask)
+        return verdict_of(staged, twin, "t1", twin.says[0].rpartition(" ")[0])
+
+    _, scores = await evaluates(playing(pairs, quotes_the_label), pairs)
+    found = next(score for score in scores if (score.mode, score.variant) == (Mode.TOOLS, Variant.A))
+    assert (found.right, found.dropped, found.cited) == (True, 0, False)
