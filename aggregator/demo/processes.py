@@ -107,7 +107,7 @@ class AggregatorProcess:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.process = Process(["-m", "aggregator"], self.environment, self.directory / "serve.log")
 
-    def wait_ready(self, timeout_seconds: float = 20.0, *, sleep: Sleep = time.sleep) -> None:
+    def wait_ready(self, timeout_seconds: float = 60.0, *, sleep: Sleep = time.sleep) -> None:
         """Return once it answers on its gRPC port. Raises DidNotStart when it does not."""
         host, _, port = self.address.partition(":")
         deadline = time.monotonic() + timeout_seconds
@@ -117,6 +117,7 @@ class AggregatorProcess:
                 if probe.connect_ex((host, int(port))) == 0:
                     return
             sleep(0.05)
+        self.stop()
         log = (self.directory / "serve.log").read_text(errors="replace")[-2000:]
         raise DidNotStart(f"the aggregator did not come up; the end of {self.directory / 'serve.log'}:\n{log}")
 
