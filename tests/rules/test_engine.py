@@ -150,7 +150,8 @@ def test_the_driver_s_named_action_outranks_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "first"), [("0x1 (GPU Reset Required)", Resolution.RESET_GPU), ("0x2 (Node Reboot Required)", Resolution.REBOOT)]
+    ("named", "first"),
+    [("0x1 (GPU Reset Required)", Resolution.RESET_GPU), ("0x2 (Node Reboot Required)", Resolution.REBOOT)],
 )
 def test_what_the_driver_asks_for_is_never_forbidden_by_an_application_s_fault(named: str, first: Resolution) -> None:
     """A program's fault that leaves the GPU in need of a reset is not answered with `do not reset`."""
