@@ -24,8 +24,10 @@ from aggregator.store.schema import (
     evidence,
     incident_nodes,
     incidents,
+    investigations,
     positions,
     quarantine,
+    transcripts,
 )
 
 BITE_ROWS = 500  # in one transaction: some 10 ms of the writer's time
@@ -116,7 +118,9 @@ def _delete_incidents(connection: Connection, before_us: int) -> int:
     connection.execute(delete(citations).where(citations.c.assessment_id.in_(judged)))
     connection.execute(delete(assessments).where(assessments.c.incident_id.in_(ids)))
     connection.execute(delete(incident_nodes).where(incident_nodes.c.incident_id.in_(ids)))
-    for table in (deliveries, audit, actions):
+    looked = select(investigations.c.id).where(investigations.c.incident_id.in_(ids))
+    connection.execute(delete(transcripts).where(transcripts.c.investigation_id.in_(looked)))
+    for table in (investigations, deliveries, audit, actions):
         connection.execute(delete(table).where(table.c.incident_id.in_(ids)))
     connection.execute(delete(incidents).where(incidents.c.id.in_(ids)))
     return len(ids)

@@ -9,7 +9,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 
 from aggregator.model import (
     Action,
@@ -21,11 +21,12 @@ from aggregator.model import (
     Subject,
     Verdict,
 )
-from aggregator.store import Store, queries, verdicts
+from aggregator.store import Store, investigations, queries, verdicts
 from aggregator.store.arrivals import committed_offsets
+from aggregator.store.investigations import TranscriptEntry, Wanted
 from aggregator.store.queries import EvidenceFilter
 from aggregator.store.retention import sweep, used_bytes
-from aggregator.store.schema import evidence
+from aggregator.store.schema import evidence, transcripts
 from aggregator.store.verdicts import Judgement, save_step
 from protos.v1 import evidence_pb2
 from tests.store.conftest import BOOT, NODE, lines
@@ -73,6 +74,25 @@ async def test_old_evidence_goes_unless_a_kept_assessment_cites_it(store: Store)
     left = await store.read(partial(queries.list_incidents, include_resolved=True))
     assert sorted(incident.id for incident, _ in left) == ["open", "recent"]
     assert sorted(a.id for a in await store.read(queries.list_assessments)) == ["open/1", "recent/1"]
+
+
+async def test_an_investigation_goes_with_its_incident_and_so_does_its_transcript(store: Store) -> None:
+    kept = judgement("open", 1, state=IncidentState.OPEN, updated_us=NOW_US - 40 * DAY_US)
+    gone = judgement("old", 1, state=IncidentState.RESOLVED, updated_us=NOW_US - 40 * DAY_US)
+    await store.write(partial(save_step, cursor=0, judgements=[kept, gone], now_us=NOW_US))
+    ids = {}
+    for name in ("open", "old"):
+        wanted = Wanted(name, NODE, "", 10, "basis")
+        ids[name] = await store.write(partial(investigations.want, wanted=wanted, now_us=NOW_US, cooldown_us=0))
+        entry = TranscriptEntry(NOW_US, 0, "note", "looked")
+        await store.write(partial(investigations.record, investigation_id=ids[name], first=0, entries=[entry]))
+    await sweep(store, NOW_US - 30 * DAY_US, NO_LIMIT)
+    found = await store.read(partial(investigations.get, investigation_id=ids["open"]))
+    assert found is not None
+    assert [entry.text for entry in found[2]] == ["looked"]
+    assert await store.read(partial(investigations.get, investigation_id=ids["old"])) is None
+    left = await store.read(lambda connection: list(connection.scalars(select(transcripts.c.investigation_id))))
+    assert left == [ids["open"]]
 
 
 async def test_the_oldest_goes_first_when_the_size_is_reached(store: Store) -> None:
