@@ -279,11 +279,11 @@ class Queue:
 
 
 def _wanted(incident: Incident, assessment: Assessment, urgency: int, person: str = "") -> Wanted:
-    namespace = next((str(value) for signal in incident.signals if (value := signal.attributes.get("namespace"))), "")
+    held = next((str(pods) for signal in incident.signals if (pods := signal.attributes.get("workload"))), "")
     return Wanted(
         incident_id=incident.id,
         node=incident.subject.node,
-        namespace=namespace,
+        namespace=held.partition("/")[0],  # of "namespace/pod,…", who held the GPU when it failed
         priority=urgency,
         basis=basis_of(incident, assessment.verdict),
         asked_by=person or "auto",

@@ -27,7 +27,10 @@ from aggregator.model import (
     Trust,
 )
 from aggregator.store import investigations
+from aggregator.store.arrivals import Delivery, Record
 from aggregator.store.investigations import Job
+from protos.v1 import evidence_pb2
+from tests.bench.load import kernel_line
 from tests.pipeline.test_pipeline import FALLEN_OFF, Host, Notebook, running
 
 DIFFERENT = (48, 62, 79, 95, 119)
@@ -190,6 +193,18 @@ async def test_an_empty_budget_waits_and_says_so_once(database: Path) -> None:
         await asyncio.sleep(0.3)
     assert run.seen == ["gpu-1"]
     assert counts.ended[1].reason == "budget: the hour's budget is used up"
+
+
+async def test_what_is_spent_on_a_tenant_s_fault_counts_against_its_namespace(database: Path) -> None:
+    """Named by who held the GPU: the agent's evidence says so, and the reader keeps it as `namespace/pod`."""
+    async with looking(database, Investigator()) as (host, _, counts, _):
+        fact = evidence_pb2.Evidence.FromString(kernel_line("gpu-1", "boot", 1, FALLEN_OFF.format(bus="3a")))
+        fact.workloads.add(namespace="team-a", pod="train-0")
+        await (await host.pipeline.receive(Delivery("gpu-1", "spool", (Record(1, fact.SerializeToString()),))))
+        await until(lambda: counts.ended)
+        found = await host.store.read(partial(investigations.get, investigation_id=counts.ended[0].id))
+    assert found is not None
+    assert found[0].namespace == "team-a"
 
 
 async def test_a_crash_begins_a_look_anew_once_and_then_gives_up(database: Path) -> None:
