@@ -28,7 +28,6 @@ from aggregator import rules
 from aggregator.correlator import Windows
 from aggregator.identity import Authenticator, IdentityUnusable, LocalTrust, TokensFile
 from aggregator.investigator.assembly import Investigator, InvestigatorUnusable, assemble
-from aggregator.investigator.sources import Unavailable
 from aggregator.kube.access import AccessWrong, NoCluster, find_access
 from aggregator.kube.client import KubeClient
 from aggregator.kube.cluster import Cluster
@@ -49,10 +48,10 @@ from aggregator.outputs.wording import Site
 from aggregator.pipeline import Pipeline, read_record
 from aggregator.server import AddressInUse, Server, TlsFiles
 from aggregator.server.agents import Limits
-from aggregator.server.asking import ask
+from aggregator.server.asking import ask, read_now
 from aggregator.server.http import HttpServer, probes
 from aggregator.server.presence import Presence
-from aggregator.server.sessions import CollectFailed, Sessions
+from aggregator.server.sessions import Sessions
 from aggregator.settings import PREFIX, Address, Settings, SettingsError, misspelt, without_credentials
 from aggregator.store import Store, StoreUnusable
 from aggregator.store.retention import trim
@@ -62,7 +61,6 @@ if TYPE_CHECKING:
     from aggregator.remediation.remediator import Remediator
 
 GRACE_SECONDS = 2.0
-COLLECT_SECONDS = 10.0  # for an agent to read its GPUs for an investigation
 OUTPUTS = ("log", "metrics", "webhooks", "node_events", "annotations")  # that can be switched off
 
 log = structlog.get_logger(__name__)
@@ -197,17 +195,6 @@ async def _investigator(
 ) -> Investigator | None:
     if settings.llm_api == "none":
         return None
-
-    async def collect(node: str) -> bytes:
-        session = sessions.current(node)
-        if session is None:
-            raise Unavailable(f"no agent of node {node} is connected")
-        try:
-            snapshot = await session.collect(COLLECT_SECONDS)
-        except (TimeoutError, CollectFailed) as error:
-            raise Unavailable(f"the agent of {node} could not read its GPUs: {error}") from error
-        return snapshot.SerializeToString()
-
     try:
         made = await asyncio.to_thread(  # plug-ins are imported, which may take its time
             assemble,
@@ -216,7 +203,7 @@ async def _investigator(
             metrics,
             context,
             reader=cluster,
-            collect=collect,
+            collect=partial(read_now, sessions),
             ended=pipeline.join_outcomes,
         )
     except InvestigatorUnusable as error:

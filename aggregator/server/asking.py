@@ -1,12 +1,25 @@
-"""What a node's agent says of its GPUs when it is asked now, through its own stream."""
+"""What a node's agent says of its GPUs when it is asked now, through its own stream: by an investigation, and before an action."""
 
 from __future__ import annotations
 
+from aggregator.investigator.sources import Unavailable
 from aggregator.model import normalise_pci
 from aggregator.remediation.confirm import Answer
-from aggregator.server.sessions import CollectFailed, Sessions
+from aggregator.server.sessions import COLLECT_SECONDS, CollectFailed, Sessions
 
-SECONDS = 10.0
+
+async def read_now(sessions: Sessions, node: str) -> bytes:
+    """A serialized NodeSnapshot. Raises Unavailable."""
+    session = sessions.current(node)
+    if session is None:
+        raise Unavailable(f"no agent of node {node} is connected")
+    try:
+        snapshot = await session.collect(COLLECT_SECONDS)
+    except TimeoutError as error:
+        raise Unavailable(f"the agent of {node} did not answer in {COLLECT_SECONDS:g} seconds") from error
+    except CollectFailed as error:
+        raise Unavailable(f"the agent of {node} could not read its GPUs: {error}") from error
+    return snapshot.SerializeToString()
 
 
 async def ask(sessions: Sessions, node: str) -> Answer:
@@ -15,7 +28,7 @@ async def ask(sessions: Sessions, node: str) -> Answer:
     if session is None:
         return Answer(answered=False)
     try:
-        snapshot = await session.collect(SECONDS)
+        snapshot = await session.collect(COLLECT_SECONDS)
     except TimeoutError:
         return Answer(answered=False)
     except CollectFailed:

@@ -20,12 +20,11 @@ from aggregator.server.paging import make_token, page_size, read_token
 from aggregator.server.presence import Presence
 from aggregator.server.records import Records
 from aggregator.server.refusal import Refusal, admission, authorization, invalid
-from aggregator.server.sessions import CollectFailed, Sessions
+from aggregator.server.sessions import COLLECT_SECONDS, CollectFailed, Sessions
 from aggregator.store import queries
 from aggregator.store.queries import EvidenceFilter, StoredRow
 from protos.v1 import evidence_pb2, sentinel_pb2
 
-COLLECT_SECONDS = 10.0
 WATCH_PAGE = 200
 MAX_WATCHERS = 100
 MAX_BEHIND = 10_000  # rows a watcher may be behind before it is moved forward, and told how many it missed

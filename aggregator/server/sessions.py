@@ -14,6 +14,7 @@ import grpc
 from aggregator.server.refusal import Refusal
 from protos.v1 import agent_pb2, evidence_pb2
 
+COLLECT_SECONDS = 10.0  # for an agent to read its GPUs, whoever asks
 MAX_REJECTED = 10_000  # names: a caller without a token can invent as many as it likes
 
 
