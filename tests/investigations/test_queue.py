@@ -61,6 +61,7 @@ class Investigator:
     transient: bool = False
     seconds: float = 0.0
     tokens: int = 0
+    go: asyncio.Event | None = None  # what it waits for before it answers
     seen: list[str] = field(default_factory=list)
     side_by_side: int = 0
     most: int = 0
@@ -74,6 +75,8 @@ class Investigator:
         self.most = max(self.most, self.side_by_side)
         try:
             await asyncio.sleep(self.seconds)
+            if self.go is not None:
+                await self.go.wait()
         finally:
             self.side_by_side -= 1
         verdict, now_us = assessment.verdict, time.time_ns() // 1000
@@ -125,11 +128,13 @@ def database(tmp_path: Path) -> Path:
 
 
 async def test_a_verdict_is_published_at_once_and_revised_once_by_what_was_found(database: Path) -> None:
-    run = Investigator()
+    go = asyncio.Event()
+    run = Investigator(go=go)
     async with looking(database, run) as (host, _, counts, notebook):
         await host.deliver(1, FALLEN_OFF.format(bus="3a"))
         await until(lambda: notebook.seen)
-        assert not run.seen  # rules have spoken, the incident has not been quiet yet
+        assert not counts.ended  # rules have spoken, and waited for nobody
+        go.set()
         await until(lambda: counts.ended and len(notebook.seen) > 1)
         await host.settled()
         await asyncio.sleep(0.5)
